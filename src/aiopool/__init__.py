@@ -1,0 +1,60 @@
+"""multiprocessing.Pool for asyncio: ``await pool.apply(f, args)`` runs ``f`` in another process.
+
+The names are resolved when they are first used (PEP 562): a worker, which imports a part of this package only,
+pays for neither asyncio nor anyio.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .exceptions import (
+        AioPoolError,
+        BrokenPool,
+        CallAborted,
+        InitializerError,
+        NotPicklable,
+        PoolNotRunning,
+        PoolTerminated,
+        RemoteTraceback,
+        ResultTimeout,
+        WorkerDied,
+        WrongLoop,
+    )
+    from .pool import AioPool
+    from .results import AsyncResult, MapResult
+    from .streams import ImapIterator
+
+__all__ = [
+    "AioPool",
+    "AioPoolError",
+    "AsyncResult",
+    "BrokenPool",
+    "CallAborted",
+    "ImapIterator",
+    "InitializerError",
+    "MapResult",
+    "NotPicklable",
+    "PoolNotRunning",
+    "PoolTerminated",
+    "RemoteTraceback",
+    "ResultTimeout",
+    "WorkerDied",
+    "WrongLoop",
+]
+
+_ELSEWHERE = {"AioPool": "pool", "AsyncResult": "results", "ImapIterator": "streams", "MapResult": "results"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f".{_ELSEWHERE.get(name, 'exceptions')}", __name__)
+    value = globals()[name] = getattr(module, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

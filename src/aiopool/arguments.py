@@ -1,0 +1,58 @@
+"""Checks of what users pass in: each says what was wrong, with which value, and what is asked for."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable
+from functools import partial
+from multiprocessing.context import BaseContext
+from typing import TypeVar
+
+__all__ = ["at_least_one", "check_callable", "check_iterable", "find_context", "name_of", "usable_cpus"]
+
+T = TypeVar("T")
+
+
+def usable_cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def at_least_one(name: str, value: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, not {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, not {value}")
+    return value
+
+
+def check_iterable(name: str, value: Iterable[T]) -> Iterable[T]:
+    try:
+        iter(value)
+    except TypeError:
+        raise TypeError(f"{name} must be iterable, not {value!r}") from None
+    return value
+
+
+def check_callable(func: object) -> None:
+    if not callable(func):
+        raise TypeError(f"func must be callable, not {func!r}")
+
+
+def name_of(func: Callable[..., object]) -> str:
+    if isinstance(func, partial):
+        return f"partial of {name_of(func.func)}"
+    return getattr(func, "__qualname__", None) or type(func).__qualname__
+
+
+def find_context(context: BaseContext | str | None) -> BaseContext:
+    methods = multiprocessing.get_all_start_methods()
+    if context is None:
+        return multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    if isinstance(context, BaseContext):
+        return context
+    if not isinstance(context, str):
+        raise TypeError(f"context must be a multiprocessing context or the name of a start method, not {context!r}")
+    if context not in methods:
+        raise ValueError(f"context must be one of {', '.join(methods)}, not {context!r}")
+    return multiprocessing.get_context(context)

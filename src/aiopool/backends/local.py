@@ -1,0 +1,227 @@
+"""The asyncio shell around the dispatcher: carries out its commands, feeds it events, owns the one timer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from multiprocessing.context import BaseContext
+
+from .. import failures, wire
+from ..calls import Call, Reply
+from ..dispatch import Command, Dismiss, Dispatcher, Finish, Kill, Recall, Send, Spawn
+from ..exceptions import AioPoolError, InitializerError, PoolNotRunning
+from ..phases import PoolPhase, WorkerPhase
+from ..recycling import RecyclePolicy
+from ..worker.main import Initializer
+from .base import in_loop
+from .process import End, WorkerProcess
+from .start_methods import UNGUARDED, UNGUARDED_TEXT
+
+__all__ = ["LocalBackend"]
+
+
+class LocalBackend:
+    """Runs calls in worker processes on this machine. See `aiopool.backends.base.Backend`."""
+
+    loop: asyncio.AbstractEventLoop
+
+    def __init__(self, seats: int, context: BaseContext, initializer: Initializer, policy: RecyclePolicy) -> None:
+        self._seats = seats
+        self._context = context
+        self._initializer = initializer
+        self._dispatcher = Dispatcher(seats, policy)
+        self._processes: dict[int, WorkerProcess] = {}
+        self._commands: deque[Command] = deque()
+        self._performing = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._started: asyncio.Future[None]
+        self._closed: asyncio.Future[None] | None = None
+
+    @property
+    def phase(self) -> PoolPhase:
+        """Where the pool stands."""
+        return self._dispatcher.phase
+
+    @property
+    def seats(self) -> int:
+        """How many calls may run at once."""
+        return self._seats
+
+    async def start(self) -> None:
+        """Return when every seat has a worker that is ready; raise `InitializerError` when one fails."""
+        self.loop = asyncio.get_running_loop()
+        self._started, self._closed = self.loop.create_future(), self.loop.create_future()
+        self._perform(self._dispatcher.start(self.loop.time()))
+        await asyncio.wait([self._started])
+        if self._dispatcher.cause is not None:
+            await asyncio.wait([self._closed])
+            raise self._dispatcher.cause
+
+    def submit(self, call: Call) -> None:
+        """Take a call."""
+        self._perform(self._dispatcher.submit(call, self.loop.time()))
+
+    def cancel(self, call: Call) -> None:
+        """End a call; one that runs ends with its worker."""
+        self._perform(self._dispatcher.cancel(call, self.loop.time()))
+
+    def withdraw(self, call: Call) -> None:
+        """End a call if it still waits."""
+        self._perform(self._dispatcher.withdraw(call, self.loop.time()))
+
+    def refusal(self) -> AioPoolError:
+        """Return why no call is taken now."""
+        phase = self.phase
+        if phase is PoolPhase.BROKEN:
+            return self._dispatcher.broken()
+        if phase in (PoolPhase.NEW, PoolPhase.STARTING):
+            return PoolNotRunning("the pool is not started: use `async with pool:`, or `await pool.start()` first")
+        return PoolNotRunning(f"the pool is {phase.value}: it takes no more calls")
+
+    def close(self) -> None:
+        """Take no more calls; accepted ones finish, then the workers leave."""
+        self._perform(self._dispatcher.close(self._now()))
+
+    def terminate(self) -> None:
+        """Fail every call and kill every worker."""
+        self._perform(self._dispatcher.terminate(self._now()))
+
+    async def join(self) -> None:
+        """Return when the last worker is gone."""
+        if self._closed is not None:
+            await asyncio.wait([self._closed])
+
+    def abandon(self) -> None:
+        """End everything for a pool that nobody holds any more, maybe in another thread or after the loop's end."""
+        if self.phase in (PoolPhase.NEW, PoolPhase.CLOSED):
+            return
+        if self.loop.is_running() and not in_loop(self.loop):
+            self.loop.call_soon_threadsafe(self._abandon)
+        else:
+            self._abandon()
+
+    def _abandon(self) -> None:
+        now = self.loop.time()
+        commands = self._dispatcher.terminate(now)
+        for process in self._processes.values():
+            process.kill()
+        for worker, process in self._processes.items():
+            process.abandon()
+            commands += self._dispatcher.died(worker, process.pid, None, now)
+        self._processes.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self.loop.is_closed():
+            self._perform([command for command in commands if isinstance(command, Finish)])
+
+    def describe(self) -> str:
+        """Return the state in a few words."""
+        phases = [worker.phase for worker in self._dispatcher.workers.values()]
+        busy = sum(phase in (WorkerPhase.BUSY, WorkerPhase.RETIRING) for phase in phases)
+        return f"{self.phase.value}: {len(phases)} workers, {busy} busy, {self._dispatcher.waiting} calls waiting"
+
+    # What workers do, as told by `WorkerProcess`.
+
+    def received(self, worker: int, frame: wire.Frame) -> None:
+        """A worker sent a frame."""
+        now = self.loop.time()
+        if frame.kind == wire.Kind.RESULT or frame.kind == wire.Kind.FAILED:
+            reply = Reply(frame.kind == wire.Kind.FAILED, frame.payload)
+            self._perform(self._dispatcher.replied(worker, frame.call, reply, now))
+        elif frame.kind == wire.Kind.READY:
+            self._perform(self._dispatcher.ready(worker, now))
+        elif frame.kind == wire.Kind.UNFIT:
+            error = InitializerError("the initializer failed in a worker")
+            error.__cause__ = failures.decode(frame.payload, None)
+            self._perform(self._dispatcher.unfit(worker, error, now))
+        else:
+            self.garbled(worker)
+
+    def garbled(self, worker: int) -> None:
+        """A worker sent what is no frame."""
+        self._perform(self._dispatcher.garbled(worker, self.loop.time()))
+
+    def gone(self, worker: int, end: End) -> None:
+        """A worker's process has been reaped, or could not be started."""
+        del self._processes[worker]
+        unseen, cause = self._unseen(worker, end.unread), end.cause
+        if end.exitcode == UNGUARDED:
+            cause = InitializerError(UNGUARDED_TEXT)
+        now = self.loop.time()
+        self._perform(self._dispatcher.died(worker, end.pid, end.exitcode, now, unseen=unseen, cause=cause))
+
+    def _unseen(self, worker: int, unread: int) -> int:
+        """Return how many of the calls that were sent to a worker it has not wholly read, and so not begun."""
+        unseen = 0
+        for call in reversed(self._dispatcher.workers[worker].calls):
+            if unread <= 0:
+                break
+            unread -= wire.length(call.payload)
+            unseen += 1
+        return unseen
+
+    # Commands.
+
+    def _perform(self, commands: list[Command]) -> None:
+        """Carry out commands in their order, also when carrying one out leads to more."""
+        self._commands.extend(commands)
+        if self._performing:
+            return
+        self._performing = True
+        try:
+            while self._commands:
+                self._perform_one(self._commands.popleft())
+        finally:
+            self._performing = False
+            if self._commands:  # interrupted: the rest is not lost
+                self.loop.call_soon(self._perform, [])
+        self._settle()
+
+    def _perform_one(self, command: Command) -> None:
+        match command:
+            case Finish(call, outcome):
+                call.finish(outcome)
+            case Send(worker, call):
+                self._processes[worker].send(wire.encode(wire.Kind.CALL, call.id, *call.payload))
+            case Spawn(worker, _seat):
+                self._spawn(worker)
+            case Dismiss(worker):
+                self._processes[worker].dismiss()
+            case Kill(worker):
+                self._processes[worker].kill()
+            case Recall(worker):
+                self._perform(self._dispatcher.recalled(worker, (), self.loop.time()))
+
+    def _spawn(self, worker: int) -> None:
+        try:
+            process = WorkerProcess(worker, self.loop, self._context, self._initializer, self)
+        except OSError as error:  # no descriptors left
+            failure = InitializerError(f"a worker process could not be started: {error}")
+            failure.__cause__ = error
+            self._perform(self._dispatcher.died(worker, None, None, self.loop.time(), cause=failure))
+            return
+        self._processes[worker] = process
+        process.launch()
+
+    def _settle(self) -> None:
+        """After the commands: wake who waits for a phase, and set the timer."""
+        phase = self.phase
+        if self._closed is None:
+            return
+        if phase is not PoolPhase.STARTING and not self._started.done():
+            self._started.set_result(None)
+        if phase is PoolPhase.CLOSED and not self._closed.done():
+            self._closed.set_result(None)
+        deadline = self._dispatcher.deadline()
+        if self._timer is not None and self._timer.when() != deadline:
+            self._timer.cancel()
+            self._timer = None
+        if deadline is not None and self._timer is None and phase is not PoolPhase.CLOSED:
+            self._timer = self.loop.call_at(deadline, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._perform(self._dispatcher.tick(self.loop.time()))
+
+    def _now(self) -> float:
+        return self.loop.time() if self._closed is not None else 0.0

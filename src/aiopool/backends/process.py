@@ -1,0 +1,302 @@
+"""One worker: its operating-system process, its channel, its death."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import multiprocessing.process
+import os
+import select
+import signal
+import socket
+import struct
+import termios
+import threading
+import weakref
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.context import BaseContext
+from typing import NamedTuple, Protocol
+
+from .. import wire
+from ..exceptions import AioPoolError, InitializerError
+from ..worker import isolation
+from ..worker import main as worker_main
+from .channel import Channel
+
+__all__ = ["End", "Observer", "WorkerProcess"]
+
+PIDFD_SIGNAL_PROCESS_GROUP = 4
+"""A flag of pidfd_send_signal(2), from Linux 6.9 on: the whole group, also when its leader is reaped."""
+
+_ends: weakref.WeakSet[socket.socket | Connection] = weakref.WeakSet()
+"""What this process holds of all channels. A forked child closes it, or nobody would see this process die."""
+
+_forking = threading.local()
+"""``end``: the end of the channel that the process being forked by this thread is to keep."""
+
+
+def _close_ends_in_child() -> None:
+    kept = getattr(_forking, "end", None)
+    for end in list(_ends):
+        if end is not kept:
+            end.close()
+
+
+os.register_at_fork(after_in_child=_close_ends_in_child)
+
+
+class Observer(Protocol):
+    """Who is told what a worker does. The number is the worker's."""
+
+    def received(self, worker: int, frame: wire.Frame) -> None:
+        """It sent a frame."""
+
+    def garbled(self, worker: int) -> None:
+        """It sent what is no frame."""
+
+    def gone(self, worker: int, end: End) -> None:
+        """Its process is reaped, or was never started, and nothing of it is left."""
+
+
+class End(NamedTuple):
+    """How a worker's process ended.
+
+    Attributes:
+        pid: None when there never was one.
+        exitcode: None when nobody could tell.
+        unread: how many of the last bytes that were sent to it, it has not read.
+        cause: why the process could not be started, or None.
+    """
+
+    pid: int | None = None
+    exitcode: int | None = None
+    unread: int = 0
+    cause: AioPoolError | None = None
+
+
+class WorkerProcess:
+    """Starts a worker's process, talks to it, kills it, and reports its end.
+
+    The worker's end of the channel stays open here, too: what the worker has not read when it dies can then be
+    counted, so that a call which it never saw is not taken for one that killed it.
+
+    Args:
+        number: what the observer knows it by.
+        loop: where everything happens, save the start itself.
+        context: of multiprocessing; says how the process is started.
+        initializer: run in the worker first.
+        observer: told what happens.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        loop: asyncio.AbstractEventLoop,
+        context: BaseContext,
+        initializer: worker_main.Initializer,
+        observer: Observer,
+    ) -> None:
+        self.number = number
+        self.pid: int | None = None
+        self._loop = loop
+        self._observer = observer
+        self._start_method = context.get_start_method()
+        self._lock = threading.Lock()  # between the thread that starts the process and kill()
+        self._unwanted = False
+        self._dismissed = False
+        self._channel: Channel | None = None
+        self._pidfd: int | None = None
+        self._own_end, self._workers_end = map(isolation.above_stdio, socket.socketpair())
+        self._workers_lifeline, self._lifeline = context.Pipe(duplex=False)
+        _ends.update((self._own_end, self._workers_end, self._lifeline))
+        self._process = context.Process(  # type: ignore[attr-defined]  # every concrete context has one
+            target=worker_main.main,
+            args=(self._workers_end, self._workers_lifeline, initializer, self._inheritance()),
+            name=f"AioPoolWorker-{number}",
+        )
+
+    def launch(self) -> None:
+        """Start the process: in a thread, so that the loop goes on; a fork here, since threads and forks don't mix."""
+        if self._start_method == "fork":
+            self._attach(self._fork())
+        else:
+            threading.Thread(target=self._start_in_thread, name=f"start AioPoolWorker-{self.number}").start()
+
+    def send(self, parts: list[bytes]) -> None:
+        """Send a frame."""
+        if self._channel is not None:
+            self._channel.send(parts)
+
+    def dismiss(self) -> None:
+        """Tell it to leave by itself."""
+        self._dismissed = True
+        self.send(wire.encode(wire.Kind.LEAVE))
+
+    def kill(self) -> None:
+        """Kill it with everything that it started; a process that is still being started is killed right then."""
+        with self._lock:
+            self._unwanted = True
+            if self.pid is not None:
+                self._kill_group()
+
+    def abandon(self) -> None:
+        """Kill it, wait until it is reaped, and close everything: without the loop's help, and without a report."""
+        self.kill()
+        if self.pid is not None:
+            self._process.join()
+        self._close()
+
+    # Start.
+
+    def _fork(self) -> InitializerError | None:
+        # A signal that arrived in the child before it has dropped the parent's handlers would run them.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        _forking.end = self._workers_end
+        try:
+            return self._start()
+        finally:
+            _forking.end = None
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def _start_in_thread(self) -> None:
+        failure = self._start()
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and everything abandoned
+            self._loop.call_soon_threadsafe(self._attach, failure)
+
+    def _start(self) -> InitializerError | None:
+        """Start the process; return why that failed, or None."""
+        try:
+            self._process.start()
+        except Exception as error:  # noqa: BLE001 - of pickling, of the system, of the user's context: all end the start
+            failure = InitializerError(f"a worker process could not be started: {error}")
+            failure.__cause__ = error
+            return failure
+        finally:
+            self._workers_lifeline.close()
+        # Kept there, any thread that starts a process would poll ours and could take its exit code away;
+        # and the interpreter's exit would wait for it before we have had a chance to end it.
+        multiprocessing.process._children.discard(self._process)  # type: ignore[attr-defined]  # noqa: SLF001
+        with self._lock:
+            self.pid = self._process.pid
+            with contextlib.suppress(OSError, AttributeError):  # gone and reaped already, or a system without pidfds
+                self._pidfd = os.pidfd_open(self._process.pid)
+            if self._unwanted:
+                self._kill_group()
+        return None
+
+    def _attach(self, failure: InitializerError | None) -> None:
+        """Back in the loop: listen to the process."""
+        if self._own_end.fileno() == -1:
+            return  # abandoned meanwhile
+        if failure is not None:
+            self._report(End(cause=failure))
+            return
+        self._channel = Channel(self._loop, self._own_end, self._received, self._garbled)
+        self._loop.add_reader(self._death(), self._died)
+
+    def _inheritance(self) -> worker_main.Inheritance | None:
+        if self._start_method != "fork":
+            return None
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        return worker_main.Inheritance(tuple(_descriptors_of(self._loop)), frozenset(map(int, blocked)))
+
+    # What it does.
+
+    def _received(self, frame: wire.Frame) -> None:
+        self._observer.received(self.number, frame)
+
+    def _garbled(self) -> None:
+        self._observer.garbled(self.number)
+
+    # Its end.
+
+    def _death(self) -> int:
+        """Return the descriptor that becomes readable when the process ends."""
+        return self._process.sentinel if self._pidfd is None else self._pidfd
+
+    def _died(self) -> None:
+        """The process has ended. What it answered before counts; what it started goes with it."""
+        self._loop.remove_reader(self._death())
+        if self._channel is not None:
+            self._channel.receive_rest()
+        if not self._dismissed:
+            self._kill_group()
+        if self._process.exitcode is None and self._start_method == "forkserver":
+            # The fork server reaps it, and only then tells the exit code.
+            self._loop.add_reader(self._process.sentinel, self._reaped)
+        else:
+            self._reaped()
+
+    def _reaped(self) -> None:
+        unsent = self._channel.unsent if self._channel else 0
+        self._report(End(self.pid, self._process.exitcode, unsent + _bytes_waiting(self._workers_end)))
+
+    def _report(self, end: End) -> None:
+        self._close()
+        self._observer.gone(self.number, end)
+
+    def _close(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+            if not self._loop.is_closed():
+                self._loop.remove_reader(self._process.sentinel)
+                self._loop.remove_reader(self._death())
+        self._own_end.close()
+        self._workers_end.close()
+        self._lifeline.close()
+        if self._pidfd is not None:
+            os.close(self._pidfd)
+            self._pidfd = None
+        with contextlib.suppress(ValueError):  # somebody else has reaped it, so multiprocessing thinks that it runs
+            self._process.close()
+
+    def _kill_group(self) -> None:
+        """Send SIGKILL to the process and its group, but never to a pid that may be somebody else's by now."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if self._pidfd is not None:
+                self._kill_by_pidfd(self._pidfd)
+            elif self._process.exitcode is None:
+                _kill_by_pid(self._process.pid)
+
+    def _kill_by_pidfd(self, pidfd: int) -> None:
+        try:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL, None, PIDFD_SIGNAL_PROCESS_GROUP)
+        except ProcessLookupError:  # not yet the leader of a group
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        except OSError:  # an older kernel: by number, as long as the number is certainly its own
+            reaped_by_us = self._start_method != "forkserver"
+            if reaped_by_us or not select.select([pidfd], [], [], 0)[0]:
+                _kill_by_pid(self._process.pid)
+
+
+def _bytes_waiting(sock: socket.socket) -> int:
+    """Return how much has arrived at a socket and was not read."""
+    (count,) = struct.unpack("i", fcntl.ioctl(sock, termios.FIONREAD, b"\0\0\0\0"))
+    return int(count)
+
+
+def _kill_by_pid(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+    os.kill(pid, signal.SIGKILL)
+
+
+def _descriptors_of(loop: asyncio.AbstractEventLoop) -> list[int]:
+    """Return the descriptors that belong to the loop itself; a forked child that kept them could disturb it."""
+    selector = getattr(loop, "_selector", None)
+    own = [selector, getattr(loop, "_ssock", None), getattr(loop, "_csock", None)]
+    found = [each.fileno() for each in own if hasattr(each, "fileno")]
+    if selector is None and os.path.isdir("/proc/self/fd"):  # another kind of loop, such as uvloop, hides them
+        found += [int(name) for name in os.listdir("/proc/self/fd") if _is_epoll(name)]
+    return found
+
+
+def _is_epoll(name: str) -> bool:
+    try:
+        return os.readlink(f"/proc/self/fd/{name}") == "anon_inode:[eventpoll]"
+    except OSError:  # closed meanwhile: the one that the listing itself had open
+        return False
+
+

@@ -1,0 +1,545 @@
+"""Who runs what: the one owner of the pool's state. Pure: no I/O, no clock of its own.
+
+The shell around it (`aiopool.backends.local`) reports what happened: a call was submitted, a worker became
+ready, replied, died, a deadline passed. Each of these inputs is a method that takes the time, ``now``, and
+returns the commands to carry out: `Spawn`, `Send`, `Recall`, `Dismiss`, `Kill`, `Finish`. Reply, death, cancel,
+close and terminate all meet here, one after the other, so a call ends exactly once: the first of them wins.
+
+A pool has a fixed number of *seats*. The occupant of a seat serves calls. When it begins its last one, its
+successor is started, so that it is ready when the seat falls vacant; it serves nothing before that, so never
+more calls run than there are seats.
+
+Workers and pool move from phase to phase as the tables in `aiopool.phases` say. Any other move is a bug here, and
+raises before anything has changed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from .calls import CANCELLED, Call, CallPhase, Outcome, Reply
+from .exceptions import AioPoolError, BrokenPool, InitializerError, PoolTerminated, WorkerDied
+from .phases import POOL_MOVES, WORKER_MOVES, PoolPhase, WorkerPhase
+from .recycling import RecyclePolicy
+
+__all__ = ["Command", "Dismiss", "Dispatcher", "Finish", "Kill", "Recall", "Send", "Spawn"]
+
+LEAVE_GRACE = 5.0
+"""Seconds that a dismissed worker has for its atexit handlers and threads before it is killed."""
+
+START_TIMEOUT = 60.0
+"""Seconds that a worker has to become ready."""
+
+FAILURE_BUDGET = 5
+"""How many workers in a row may be lost without having served a call before the pool is broken."""
+
+FIRST_DELAY = 0.1
+"""Seconds before the second start in a row that follows a lost worker; doubled for each one after it."""
+
+QUIET = 60.0
+"""Seconds without a lost worker after which earlier ones are forgotten."""
+
+
+class Spawn(NamedTuple):
+    """Start a process for this worker."""
+
+    worker: int
+    seat: int
+
+
+class Send(NamedTuple):
+    """Write this call to this worker."""
+
+    worker: int
+    call: Call
+
+
+class Recall(NamedTuple):
+    """Take back what this worker was sent and has not begun, then report `Dispatcher.recalled`."""
+
+    worker: int
+
+
+class Dismiss(NamedTuple):
+    """Tell this worker, which has nothing in hand, to leave by itself."""
+
+    worker: int
+
+
+class Kill(NamedTuple):
+    """Kill this worker and everything that it started."""
+
+    worker: int
+
+
+class Finish(NamedTuple):
+    """Hand the outcome to whoever made the call."""
+
+    call: Call
+    outcome: Outcome
+
+
+Command = Spawn | Send | Recall | Dismiss | Kill | Finish
+
+
+class Worker:
+    """What the dispatcher knows of one worker."""
+
+    __slots__ = ("calls", "cause", "id", "phase", "recalling", "seat", "served", "taken")
+
+    def __init__(self, id_: int, seat: Seat) -> None:
+        self.id = id_
+        self.seat = seat
+        self.phase = WorkerPhase.STARTING
+        self.calls: deque[Call] = deque()  # sent and not answered; the first of them runs
+        self.taken = 0  # calls of the user's function sent to it so far
+        self.served = 0  # those it has answered
+        self.recalling = False
+        self.cause: AioPoolError | None = None  # why it is no good
+
+    def __repr__(self) -> str:
+        return f"<Worker {self.id} {self.phase.value} calls={len(self.calls)} served={self.served}>"
+
+
+class Seat:
+    """A place for one worker at a time to serve calls."""
+
+    __slots__ = ("number", "occupant", "successor")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.occupant: Worker | None = None
+        self.successor: Worker | None = None
+
+
+class Dispatcher:
+    """Decides; see the module's text for how it is used.
+
+    Args:
+        seats: how many calls may run at once.
+        policy: when a worker has served enough.
+        depth: how many calls a worker may have in its channel, the running one included.
+        jitter: returns a number from 0 to 1; spreads the delays between starts after failures.
+    """
+
+    def __init__(
+        self, seats: int, policy: RecyclePolicy, *, depth: int = 1, jitter: Callable[[], float] = random.random
+    ) -> None:
+        self.phase = PoolPhase.NEW
+        self.cause: AioPoolError | None = None  # of a failed start or a broken pool
+        self.workers: dict[int, Worker] = {}
+        self.waiting = 0
+        self._seats = [Seat(number) for number in range(seats)]
+        self._policy = policy
+        self._depth = depth
+        self._jitter = jitter
+        self._queue: deque[Call] = deque()  # may hold calls that have ended; `waiting` counts the others
+        self._idle: list[Worker] = []  # occupants only; the last is the warmest
+        self._owner: dict[int, Worker] = {}  # by call id, from Send until the call ends
+        self._unseen_before: set[int] = set()  # ids of calls whose worker died before it had read them
+        self._deadlines: dict[Worker, float] = {}
+        self._spawned = 0
+        self._failures = 0
+        self._failed_at = 0.0
+        self._not_before: float | None = None
+        self._commands: list[Command] = []
+
+    # Inputs: what users want.
+
+    def start(self, now: float) -> list[Command]:
+        """Start a worker for each seat."""
+        self._enter(PoolPhase.STARTING)
+        return self._decided(now)
+
+    def submit(self, call: Call, now: float) -> list[Command]:
+        """Take a new call. The caller has made sure that the pool is running."""
+        call.phase = CallPhase.WAITING
+        self._queue.append(call)
+        self.waiting += 1
+        return self._decided(now)
+
+    def cancel(self, call: Call, now: float) -> list[Command]:
+        """End a call wherever it is. One that has ended already stays as it is."""
+        if call.phase is CallPhase.WAITING:
+            self.waiting -= 1
+            self._end(call, CANCELLED)
+        elif call.phase in (CallPhase.SENT, CallPhase.RUNNING):
+            call.phase = CallPhase.STOPPING
+            self._stop(self._owner[call.id])
+        return self._decided(now)
+
+    def withdraw(self, call: Call, now: float) -> list[Command]:
+        """End a call if no worker has it yet."""
+        return self.cancel(call, now) if call.phase is CallPhase.WAITING else []
+
+    def close(self, now: float) -> list[Command]:
+        """Take no more calls; let everybody leave when the accepted ones are done."""
+        if self.phase is PoolPhase.NEW:
+            self._enter(PoolPhase.CLOSED)
+        elif self.phase in (PoolPhase.STARTING, PoolPhase.RUNNING, PoolPhase.BROKEN):
+            self._enter(PoolPhase.CLOSING)
+        return self._decided(now)
+
+    def terminate(self, now: float) -> list[Command]:
+        """Fail every call and kill every worker."""
+        if self.phase is PoolPhase.NEW:
+            self._enter(PoolPhase.CLOSED)
+        elif self.phase not in (PoolPhase.TERMINATING, PoolPhase.CLOSED):
+            self._kill_all()
+        return self._decided(now)
+
+    # Inputs: what workers do.
+
+    def ready(self, worker_id: int, now: float) -> list[Command]:
+        """A worker has run its initializer."""
+        worker = self.workers[worker_id]
+        if worker.phase is WorkerPhase.STARTING:
+            self._move(worker, WorkerPhase.IDLE)
+            if worker.seat.occupant is worker:
+                self._idle.append(worker)
+            if self.phase is PoolPhase.STARTING and all(map(_served_by_ready, self._seats)):
+                self._enter(PoolPhase.RUNNING)
+        return self._decided(now)
+
+    def unfit(self, worker_id: int, cause: AioPoolError, now: float) -> list[Command]:
+        """A worker's initializer failed; it is leaving by itself."""
+        worker = self.workers[worker_id]
+        if worker.phase is WorkerPhase.STARTING:
+            worker.cause = cause
+            self._move(worker, WorkerPhase.LEAVING)
+            self._deadlines[worker] = now + LEAVE_GRACE
+        return self._decided(now)
+
+    def garbled(self, worker_id: int, now: float) -> list[Command]:
+        """A worker sent what is no message; no other of its messages can be trusted."""
+        self._kill(self.workers[worker_id])
+        return self._decided(now)
+
+    def replied(self, worker_id: int, call_id: int, reply: Reply, now: float) -> list[Command]:
+        """A worker answered a call."""
+        worker = self.workers[worker_id]
+        if worker.phase is WorkerPhase.KILLED:
+            return []  # too late: what it had in hand is decided
+        if not worker.calls or worker.calls[0].id != call_id:
+            return self.garbled(worker_id, now)  # it answers what it was not asked
+        call = worker.calls.popleft()
+        worker.served += call.weight
+        self._failures = 0
+        self._end(call, CANCELLED if call.phase is CallPhase.STOPPING else reply)
+        self._proceed(worker, now)
+        return self._decided(now)
+
+    def recalled(self, worker_id: int, calls: Iterable[int], now: float) -> list[Command]:
+        """A worker's channel gave back these calls, which it had not begun."""
+        worker = self.workers[worker_id]
+        worker.recalling = False
+        ids = set(calls)
+        back = [call for call in worker.calls if call.id in ids]
+        worker.calls = deque(call for call in worker.calls if call.id not in ids)
+        worker.taken -= sum(call.weight for call in back)
+        self._requeue(back)
+        if worker.phase in (WorkerPhase.BUSY, WorkerPhase.RETIRING):
+            self._proceed(worker, now)
+        return self._decided(now)
+
+    def died(
+        self,
+        worker_id: int,
+        pid: int | None,
+        exitcode: int | None,
+        now: float,
+        *,
+        unseen: int = 0,
+        cause: AioPoolError | None = None,
+    ) -> list[Command]:
+        """A worker's process is reaped, and all its replies were reported.
+
+        Args:
+            worker_id: the worker.
+            pid: its process id, or None when it never had one.
+            exitcode: of its process, or None when nobody could tell.
+            now: the time.
+            unseen: how many of the last calls that were sent to it, it has certainly not begun.
+            cause: why it could not be started, or None.
+        """
+        worker = self.workers.pop(worker_id)
+        useless = worker.phase in (WorkerPhase.STARTING, WorkerPhase.IDLE, WorkerPhase.BUSY) and worker.served == 0
+        in_start = worker.phase is WorkerPhase.STARTING or self.phase is PoolPhase.STARTING
+        self._move(worker, WorkerPhase.GONE)
+        calls, worker.calls = list(worker.calls), deque()
+        begun = 1 if calls and (unseen < len(calls) or calls[0].id in self._unseen_before) else 0
+        if calls and not begun:
+            self._unseen_before.add(calls[0].id)
+        for call in calls[:begun]:
+            self._end(call, _ended_with(call, pid, exitcode))
+        self._requeue(calls[begun:])
+        self._vacate(worker)
+        cause = worker.cause or cause
+        if cause or (useless and not begun):
+            self._lose(cause or _premature(in_start, pid, exitcode), now)
+        return self._decided(now)
+
+    def tick(self, now: float) -> list[Command]:
+        """Act on the deadlines that have passed."""
+        for worker, deadline in list(self._deadlines.items()):
+            if deadline <= now:
+                if worker.phase is WorkerPhase.STARTING:
+                    worker.cause = InitializerError(f"a worker was not ready within {START_TIMEOUT:g} s")
+                self._kill(worker)
+        if self._not_before is not None and self._not_before <= now:
+            self._not_before = None
+        return self._decided(now)
+
+    def deadline(self) -> float | None:
+        """Return when `tick` is due, or None."""
+        times = list(self._deadlines.values())
+        if self._not_before is not None:
+            times.append(self._not_before)
+        return min(times, default=None)
+
+    # Decisions.
+
+    def _decided(self, now: float) -> list[Command]:
+        """Bring workers and calls together after an input; return all that is to be done."""
+        self._assign(now)
+        if self.phase is not PoolPhase.RUNNING:
+            self._wind_down(now)
+        self._refill(now)
+        commands, self._commands = self._commands, []
+        return commands
+
+    def _assign(self, now: float) -> None:
+        while self.waiting and self._idle:
+            worker = self._idle.pop()
+            call = self._next()
+            if call.automatic and not self._policy.fits(worker.taken, call.weight):
+                self._queue.appendleft(call)
+                self._dismiss(worker, now)
+            else:
+                self._send(worker, call, now)
+        if self._depth > 1:
+            self._level(now)
+
+    def _level(self, now: float) -> None:
+        """Send ahead to busy workers while there is none idle; take back what waits behind them once there is."""
+        for seat in self._seats:
+            worker = seat.occupant
+            while self.waiting and worker and worker.phase is WorkerPhase.BUSY and self._has_room(worker):
+                call = self._next()
+                if call.automatic and not self._policy.fits(worker.taken, call.weight):
+                    self._queue.appendleft(call)
+                    break
+                self._send(worker, call, now)
+        if self._idle and not self.waiting:
+            for worker in self.workers.values():
+                if len(worker.calls) > 1:
+                    self._recall(worker)
+
+    def _has_room(self, worker: Worker) -> bool:
+        return not worker.recalling and len(worker.calls) < self._depth
+
+    def _next(self) -> Call:
+        """Take the first call that still waits; there is one."""
+        while (call := self._queue.popleft()).phase is not CallPhase.WAITING:
+            pass
+        return call
+
+    def _send(self, worker: Worker, call: Call, now: float) -> None:
+        self.waiting -= 1
+        call.phase = CallPhase.SENT if worker.calls else CallPhase.RUNNING
+        worker.calls.append(call)
+        worker.taken += call.weight
+        self._owner[call.id] = worker
+        if self._policy.spent(worker.taken):
+            self._move(worker, WorkerPhase.RETIRING)
+        elif worker.phase is WorkerPhase.IDLE:
+            self._move(worker, WorkerPhase.BUSY)
+        self._commands.append(Send(worker.id, call))
+
+    def _proceed(self, worker: Worker, now: float) -> None:
+        """A worker goes on to what is next in its channel, or has nothing in hand any more."""
+        if worker.calls:
+            first = worker.calls[0]
+            if first.phase is CallPhase.STOPPING:
+                self._stop(worker)
+            else:
+                first.phase = CallPhase.RUNNING
+        elif worker.phase is WorkerPhase.RETIRING:
+            self._dismiss(worker, now)
+        else:
+            self._move(worker, WorkerPhase.IDLE)
+            self._idle.append(worker)
+
+    def _stop(self, worker: Worker) -> None:
+        """End what is to be stopped in a worker, and nothing else: what is behind it is taken back first."""
+        if len(worker.calls) > 1:
+            self._recall(worker)
+        elif worker.calls[0].phase is CallPhase.STOPPING and not worker.recalling:
+            self._kill(worker)
+
+    def _recall(self, worker: Worker) -> None:
+        if not worker.recalling and worker.phase in (WorkerPhase.BUSY, WorkerPhase.RETIRING):
+            worker.recalling = True
+            self._commands.append(Recall(worker.id))
+
+    def _dismiss(self, worker: Worker, now: float) -> None:
+        self._move(worker, WorkerPhase.LEAVING)
+        self._deadlines[worker] = now + LEAVE_GRACE
+        self._vacate(worker)
+        self._commands.append(Dismiss(worker.id))
+
+    def _kill(self, worker: Worker) -> None:
+        if worker.phase is not WorkerPhase.KILLED:
+            self._move(worker, WorkerPhase.KILLED)
+            self._vacate(worker)
+            self._commands.append(Kill(worker.id))
+
+    def _vacate(self, worker: Worker) -> None:
+        """Give the worker's seat to its successor."""
+        seat = worker.seat
+        if worker in self._idle:
+            self._idle.remove(worker)
+        if seat.successor is worker:
+            seat.successor = None
+        elif seat.occupant is worker:
+            seat.occupant, seat.successor = seat.successor, None
+            if seat.occupant and seat.occupant.phase is WorkerPhase.IDLE:
+                self._idle.append(seat.occupant)
+
+    def _refill(self, now: float) -> None:
+        """Start workers for vacant seats and successors for those that retire, as far as they are needed."""
+        if self._not_before is not None:
+            return
+        if self.phase in (PoolPhase.STARTING, PoolPhase.RUNNING):
+            needed = len(self._seats)
+        elif self.phase is PoolPhase.CLOSING and self.waiting:
+            needed = self.waiting - sum(worker.phase is WorkerPhase.STARTING for worker in self.workers.values())
+        else:
+            return
+        for seat in self._seats:
+            if needed <= 0:
+                return
+            if seat.occupant is None:
+                seat.occupant = self._spawn(seat, now)
+                needed -= 1
+            elif seat.occupant.phase is WorkerPhase.RETIRING and seat.successor is None:
+                seat.successor = self._spawn(seat, now)
+                needed -= 1
+
+    def _spawn(self, seat: Seat, now: float) -> Worker:
+        self._spawned += 1
+        worker = self.workers[self._spawned] = Worker(self._spawned, seat)
+        self._deadlines[worker] = now + START_TIMEOUT
+        self._commands.append(Spawn(worker.id, seat.number))
+        return worker
+
+    def _wind_down(self, now: float) -> None:
+        if self.phase in (PoolPhase.CLOSING, PoolPhase.BROKEN) and not self.waiting:
+            for worker in list(self.workers.values()):
+                if worker.phase is WorkerPhase.IDLE:
+                    self._dismiss(worker, now)
+        if self.phase in (PoolPhase.CLOSING, PoolPhase.TERMINATING) and not self.workers and not self.waiting:
+            self._enter(PoolPhase.CLOSED)
+
+    # Ends.
+
+    def _end(self, call: Call, outcome: Outcome) -> None:
+        call.phase = CallPhase.ENDED
+        call.payload = []
+        self._owner.pop(call.id, None)
+        self._unseen_before.discard(call.id)
+        self._commands.append(Finish(call, outcome))
+
+    def _requeue(self, calls: Iterable[Call]) -> None:
+        """Put calls that no worker has begun back where they came from: before all others, in their order."""
+        for call in reversed(list(calls)):
+            if call.phase is CallPhase.STOPPING:
+                self._end(call, CANCELLED)
+            else:
+                del self._owner[call.id]
+                call.phase = CallPhase.WAITING
+                self._queue.appendleft(call)
+                self.waiting += 1
+
+    def _abandon_calls(self, worker: Worker) -> None:
+        for call in worker.calls:
+            stopping = call.phase is CallPhase.STOPPING
+            self._end(call, CANCELLED if stopping else PoolTerminated("the pool was terminated while the call ran"))
+        worker.calls.clear()
+
+    def _kill_all(self) -> None:
+        self._enter(PoolPhase.TERMINATING)
+        self._fail_waiting(lambda: PoolTerminated("the pool was terminated while the call waited"))
+        for worker in list(self.workers.values()):
+            self._abandon_calls(worker)
+            self._kill(worker)
+
+    def _fail_waiting(self, error: Callable[[], AioPoolError]) -> None:
+        while self.waiting:
+            self.waiting -= 1
+            self._end(self._next(), error())
+        self._queue.clear()
+
+    def _lose(self, cause: AioPoolError, now: float) -> None:
+        """A worker went without having been of use: wait longer before each start, and in the end give up."""
+        if self.phase is PoolPhase.STARTING:
+            self.cause = cause
+            self._kill_all()
+            return
+        if self.phase is PoolPhase.TERMINATING:
+            return
+        if now - self._failed_at > QUIET:
+            self._failures = 0
+        self._failures += 1
+        self._failed_at = now
+        if self._failures > FAILURE_BUDGET:
+            self._give_up(cause)
+        elif self._failures > 1:
+            self._not_before = now + FIRST_DELAY * 2 ** (self._failures - 2) * (0.5 + self._jitter())
+
+    def _give_up(self, cause: AioPoolError) -> None:
+        self.cause = cause
+        self._not_before = None
+        if self.phase is PoolPhase.RUNNING:
+            self._enter(PoolPhase.BROKEN)
+        self._fail_waiting(self.broken)
+
+    def broken(self) -> BrokenPool:
+        """Return the error that a call on a broken pool gets."""
+        error = BrokenPool(f"{FAILURE_BUDGET + 1} workers in a row were lost before they served a call")
+        error.__cause__ = self.cause
+        return error
+
+    def _move(self, worker: Worker, phase: WorkerPhase) -> None:
+        if phase not in WORKER_MOVES[worker.phase]:
+            raise RuntimeError(f"{worker!r} cannot become {phase.value}")
+        worker.phase = phase
+        self._deadlines.pop(worker, None)
+
+    def _enter(self, phase: PoolPhase) -> None:
+        if phase not in POOL_MOVES[self.phase]:
+            raise RuntimeError(f"a pool that is {self.phase.value} cannot become {phase.value}")
+        self.phase = phase
+
+
+def _served_by_ready(seat: Seat) -> bool:
+    return seat.occupant is not None and seat.occupant.phase is not WorkerPhase.STARTING
+
+
+def _ended_with(call: Call, pid: int | None, exitcode: int | None) -> Outcome:
+    return CANCELLED if call.phase is CallPhase.STOPPING else WorkerDied(pid, exitcode, call.name)
+
+
+def _premature(in_start: bool, pid: int | None, exitcode: int | None) -> AioPoolError:
+    died = WorkerDied(pid, exitcode)
+    if not in_start:
+        return died
+    error = InitializerError(
+        f"{died} before it was ready. Its own output may say why. (The forkserver and spawn start methods import "
+        "the main module again in each worker; an error there ends it, too.)"
+    )
+    error.__cause__ = died
+    return error

@@ -1,0 +1,147 @@
+"""What can go wrong with a pool or a call.
+
+::
+
+    AioPoolError
+    ├── PoolNotRunning (ValueError)     a call before start() or after close()
+    ├── WrongLoop (RuntimeError)        a pool used outside the loop, thread or process that started it
+    ├── PoolTerminated                  the call was abandoned by terminate()
+    ├── BrokenPool                      replacements for dead workers kept dying
+    ├── InitializerError                a worker did not become ready
+    ├── WorkerDied                      the process went away under the call
+    ├── CallAborted                     the job raised SystemExit, KeyboardInterrupt, CancelledError, ...
+    ├── NotPicklable                    something could not cross the process boundary
+    ├── ResultTimeout (TimeoutError)    get(timeout) gave up waiting; the call goes on
+    └── RemoteTraceback                 the worker's traceback, as the cause of an exception
+
+An ordinary exception of the user's function is none of these: it arrives as itself.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal as signals
+
+__all__ = [
+    "AioPoolError",
+    "BrokenPool",
+    "CallAborted",
+    "InitializerError",
+    "NotPicklable",
+    "PoolNotRunning",
+    "PoolTerminated",
+    "RemoteTraceback",
+    "ResultTimeout",
+    "WorkerDied",
+    "WrongLoop",
+]
+
+
+class AioPoolError(Exception):
+    """Base of every error that the pool itself raises."""
+
+
+class PoolNotRunning(AioPoolError, ValueError):  # noqa: N818 - the contract's name
+    """The pool takes no calls: it is not started yet, or closed (a ValueError, as in multiprocessing)."""
+
+
+class WrongLoop(AioPoolError, RuntimeError):  # noqa: N818 - the contract's style of names
+    """The pool was used from another event loop, thread or process than the one that started it."""
+
+
+class PoolTerminated(AioPoolError):  # noqa: N818 - the contract's name
+    """The call was waiting or running when the pool was terminated."""
+
+
+class BrokenPool(AioPoolError):  # noqa: N818 - the contract's name
+    """Replacements for dead workers kept dying, so the pool gave up; the last cause is ``__cause__``."""
+
+
+class InitializerError(AioPoolError):
+    """A worker did not become ready: its initializer failed, or it went away first. See ``__cause__``."""
+
+
+class ResultTimeout(AioPoolError, TimeoutError, multiprocessing.TimeoutError):  # noqa: N818
+    """``get(timeout)`` or ``next(timeout)`` gave up waiting. The call itself goes on."""
+
+
+class CallAborted(AioPoolError):  # noqa: N818 - the contract's name
+    """The function raised an exception that would do harm here if delivered as such.
+
+    SystemExit and KeyboardInterrupt would stop the caller's loop, CancelledError and GeneratorExit would
+    vanish, StopIteration is refused by futures. The original is ``__cause__``.
+    """
+
+
+class RemoteTraceback(AioPoolError):  # noqa: N818 - multiprocessing's name for the same thing
+    """The traceback of an exception as it stood in the worker; found as that exception's ``__cause__``."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.text}"""'
+
+
+class WorkerDied(AioPoolError):  # noqa: N818 - the contract's name
+    """The worker's process went away under a call.
+
+    Attributes:
+        pid: the process id, or None when the process never got one.
+        exitcode: what it exited with; negative for a signal; None when nobody could tell.
+        signal: the signal's name (``"SIGKILL"``), or None.
+        call: the name of the function that it was running, or None.
+    """
+
+    def __init__(self, pid: int | None, exitcode: int | None, call: str | None = None) -> None:
+        super().__init__(pid, exitcode, call)
+        self.pid = pid
+        self.exitcode = exitcode
+        self.call = call
+
+    @property
+    def signal(self) -> str | None:
+        """The name of the signal that ended the process, or None."""
+        if self.exitcode is None or self.exitcode >= 0:
+            return None
+        try:
+            return signals.Signals(-self.exitcode).name
+        except ValueError:  # a real-time signal has no name
+            return f"signal {-self.exitcode}"
+
+    def __str__(self) -> str:
+        if self.exitcode is None:
+            how = "went away, exit code unknown"
+        elif self.signal is not None:
+            how = f"was killed by {self.signal}"
+        else:
+            how = f"exited with code {self.exitcode}"
+        while_running = f" while running {self.call}" if self.call else ""
+        return f"worker process {self.pid} {how}{while_running}"
+
+
+class NotPicklable(AioPoolError):  # noqa: N818 - the contract's name
+    """Something could not cross the boundary between processes.
+
+    Attributes:
+        what: ``"function"``, ``"arguments"``, ``"result"``, ``"exception"`` or ``"initializer"``.
+        call: the name of the function called, or None.
+        original_type: for an exception its qualified type; else the type of the error that pickling raised.
+        original_text: the text of that exception or error.
+        original_traceback: its traceback, formatted, or "" where there was none.
+    """
+
+    def __init__(
+        self, what: str, call: str | None, original_type: str, original_text: str, original_traceback: str = ""
+    ) -> None:
+        super().__init__(what, call, original_type, original_text, original_traceback)
+        self.what = what
+        self.call = call
+        self.original_type = original_type
+        self.original_text = original_text
+        self.original_traceback = original_traceback
+
+    def __str__(self) -> str:
+        of = f" of {self.call}" if self.call else ""
+        return f"the {self.what}{of} could not be pickled or unpickled: {self.original_type}: {self.original_text}"

@@ -1,0 +1,61 @@
+"""Where a worker and a pool may stand, and which moves there are: the tables that the dispatcher obeys."""
+
+from __future__ import annotations
+
+import enum
+
+__all__ = ["POOL_MOVES", "WORKER_MOVES", "PoolPhase", "WorkerPhase"]
+
+
+class WorkerPhase(enum.Enum):
+    """Where a worker stands."""
+
+    STARTING = "starting"
+    IDLE = "idle"
+    BUSY = "busy"
+    RETIRING = "retiring"
+    """Running its last calls; a successor is on the way."""
+    LEAVING = "leaving"
+    """Told to leave; nothing in hand."""
+    KILLED = "killed"
+    """Its process is not reaped yet."""
+    GONE = "gone"
+
+
+_W = WorkerPhase
+WORKER_MOVES: dict[WorkerPhase, frozenset[WorkerPhase]] = {
+    _W.STARTING: frozenset({_W.IDLE, _W.LEAVING, _W.KILLED, _W.GONE}),
+    _W.IDLE: frozenset({_W.BUSY, _W.RETIRING, _W.LEAVING, _W.KILLED, _W.GONE}),
+    _W.BUSY: frozenset({_W.IDLE, _W.RETIRING, _W.KILLED, _W.GONE}),
+    _W.RETIRING: frozenset({_W.LEAVING, _W.KILLED, _W.GONE}),
+    _W.LEAVING: frozenset({_W.KILLED, _W.GONE}),
+    _W.KILLED: frozenset({_W.GONE}),
+    _W.GONE: frozenset(),
+}
+
+
+class PoolPhase(enum.Enum):
+    """Where the pool stands."""
+
+    NEW = "new"
+    STARTING = "starting"
+    RUNNING = "running"
+    BROKEN = "broken"
+    """Replacements kept dying. Calls that run may finish; no other is taken."""
+    CLOSING = "closing"
+    """Accepted calls finish; no other is taken."""
+    TERMINATING = "terminating"
+    CLOSED = "closed"
+    """No worker and no call is left."""
+
+
+_P = PoolPhase
+POOL_MOVES: dict[PoolPhase, frozenset[PoolPhase]] = {
+    _P.NEW: frozenset({_P.STARTING, _P.CLOSED}),
+    _P.STARTING: frozenset({_P.RUNNING, _P.CLOSING, _P.TERMINATING}),
+    _P.RUNNING: frozenset({_P.BROKEN, _P.CLOSING, _P.TERMINATING}),
+    _P.BROKEN: frozenset({_P.CLOSING, _P.TERMINATING}),
+    _P.CLOSING: frozenset({_P.TERMINATING, _P.CLOSED}),
+    _P.TERMINATING: frozenset({_P.CLOSED}),
+    _P.CLOSED: frozenset(),
+}

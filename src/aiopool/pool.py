@@ -1,0 +1,428 @@
+"""`AioPool`: the pool as its users see it. Signatures, checks of arguments, life cycle; the work is a backend's."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+import warnings
+import weakref
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
+from functools import partial
+from itertools import islice
+from multiprocessing.context import BaseContext
+from types import TracebackType
+from typing import Any, NoReturn, ParamSpec, Self, TypeVar
+
+import anyio
+
+from . import failures, wire
+from .arguments import at_least_one, check_callable, check_iterable, find_context, name_of, usable_cpus
+from .backends import start_methods
+from .backends.base import Backend, in_loop
+from .backends.local import LocalBackend
+from .exceptions import NotPicklable, WrongLoop
+from .phases import PoolPhase
+from .recycling import RecyclePolicy
+from .results import AsyncResult, MapResult
+from .streams import ImapIterator, Window
+from .worker import job
+from .worker.main import Initializer
+
+__all__ = ["AioPool"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+S = TypeVar("S")
+
+CHUNKS_PER_WORKER = 4
+"""Into how many chunks a map divides its input for each worker, as `multiprocessing.pool.Pool.map` does."""
+
+CHUNKS_AHEAD = 2
+"""How many chunks for each worker an imap has in its window by default."""
+
+
+class AioPool:
+    """A pool of worker processes for coroutines: `multiprocessing.pool.Pool`, awaitable.
+
+    ``async with AioPool() as pool:`` starts the workers, and on the way out lets accepted calls finish. It kills
+    them instead when the block is left by an exception or a cancellation.
+
+    Args:
+        processes: how many calls may run at once; None means the CPUs that this process may use.
+        initializer: called with ``initargs`` in each worker before its first call. If it fails in one of the first
+            workers, the start raises `InitializerError`.
+        initargs: its positional arguments.
+        maxtasksperchild: how many calls of the function a worker serves before a fresh one takes its place. (Calls,
+            not chunks, other than in multiprocessing; a larger chunk that was asked for is finished.)
+        context: a multiprocessing context or the name of a start method. The default is ``"forkserver"`` where there
+            is one, else ``"spawn"``: a fork would take along the running loop's handlers, locks and connections.
+        preload: names of modules that workers have imported before the first call. The fork server imports them
+            once if it is not running yet.
+
+    Raises:
+        ValueError: a number is too small, or the start method unknown.
+        TypeError: an argument is of the wrong type.
+    """
+
+    def __init__(
+        self,
+        processes: int | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: Iterable[Any] = (),
+        maxtasksperchild: int | None = None,
+        context: BaseContext | str | None = None,
+        *,
+        preload: Sequence[str] = (),
+    ) -> None:
+        seats = usable_cpus() if processes is None else at_least_one("processes", processes)
+        if initializer is not None and not callable(initializer):
+            raise TypeError(f"initializer must be callable, not {initializer!r}")
+        if maxtasksperchild is not None:
+            at_least_one("maxtasksperchild", maxtasksperchild)
+        if isinstance(preload, str) or not all(isinstance(name, str) for name in preload):
+            raise TypeError(f"preload must be a sequence of module names, not {preload!r}")
+        self._context = find_context(context)
+        self._preload = tuple(preload)
+        self._policy = RecyclePolicy(maxtasksperchild)
+        task = Initializer(initializer, tuple(check_iterable("initargs", initargs)), self._preload)
+        self._backend: Backend = LocalBackend(seats, self._context, task, self._policy)
+        self._owner = os.getpid()
+        self._finalizer: weakref.finalize[..., Any] | None = None
+
+    # Life cycle.
+
+    async def start(self) -> None:
+        """Start the workers; return when each has run its initializer.
+
+        Raises:
+            InitializerError: a worker did not become ready; none is left behind.
+            RuntimeError: the pool was started before.
+        """
+        if self._backend.phase is not PoolPhase.NEW:
+            raise RuntimeError(f"{self!r} was started before; make a new pool")
+        start_methods.end_unguarded_import()
+        start_methods.preload(self._context, self._preload)
+        self._finalizer = weakref.finalize(self, _forgotten, self._backend, self._owner)
+        try:
+            await self._backend.start()
+        except BaseException:
+            self.terminate()
+            await self._settle()
+            raise
+
+    def close(self) -> None:
+        """Take no more calls. Those accepted finish, then the workers leave."""
+        self._backend.close()
+
+    def terminate(self) -> None:
+        """Kill the workers. Calls that wait or run fail with `PoolTerminated`."""
+        self._backend.terminate()
+
+    async def join(self) -> None:
+        """Wait until the last worker is gone.
+
+        Raises:
+            ValueError: neither `close` nor `terminate` was called.
+        """
+        if self._backend.phase in (PoolPhase.NEW, PoolPhase.STARTING, PoolPhase.RUNNING, PoolPhase.BROKEN):
+            raise ValueError(f"{self!r} is still running: call close() or terminate() before join()")
+        await self._backend.join()
+        self._forget()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+            try:
+                await self.join()
+            except BaseException:
+                self.terminate()
+                await self._settle()
+                raise
+        else:
+            self.terminate()
+            await self._settle()
+
+    async def _settle(self) -> None:
+        """Wait for the killed workers' end, which is near, whatever is cancelled meanwhile."""
+        cancelled: asyncio.CancelledError | None = None
+        with anyio.CancelScope(shield=True):  # an anyio host cancels again at every await
+            while self._backend.phase is not PoolPhase.CLOSED:
+                try:
+                    await self._backend.join()
+                except asyncio.CancelledError as error:  # asyncio's own, which no shield holds off
+                    cancelled = error
+        self._forget()
+        if cancelled is not None:
+            raise cancelled
+
+    def _forget(self) -> None:
+        if self._finalizer is not None:
+            self._finalizer.detach()
+
+    # One call.
+
+    async def apply(
+        self, func: Callable[..., T], args: Iterable[Any] = (), kwds: Mapping[str, Any] | None = None
+    ) -> T:
+        """Call ``func(*args, **kwds)`` in a worker; return what it returns, raise what it raises.
+
+        Cancelling this cancels the call: when the cancellation arrives, the call has ended, and so has its worker
+        if it was running.
+
+        Raises:
+            NotPicklable: the function, an argument, the result or the exception cannot be pickled.
+            WorkerDied: the worker went away under the call.
+            CallAborted: the function raised SystemExit, KeyboardInterrupt or the like.
+            PoolNotRunning: the pool is not started, or closed.
+            PoolTerminated: the pool was terminated meanwhile.
+            BrokenPool: workers keep dying before they can serve a call.
+        """
+        return await self.apply_async(func, args, kwds)
+
+    def apply_async(
+        self,
+        func: Callable[..., T],
+        args: Iterable[Any] = (),
+        kwds: Mapping[str, Any] | None = None,
+        callback: Callable[[T], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> AsyncResult[T]:
+        """Begin a call and return its result-to-be at once.
+
+        Args:
+            func: what to call in a worker.
+            args: its positional arguments; pickled before this returns.
+            kwds: its keyword arguments.
+            callback: called in the loop with the value, if there is one. If it raises, the loop's exception handler
+                is told.
+            error_callback: called in the loop with the exception, if there is one.
+
+        Raises:
+            NotPicklable: the function or an argument cannot be pickled.
+            PoolNotRunning: the pool is not started, or closed.
+        """
+        self._check_usable()
+        check_callable(func)
+        name = name_of(func)
+        payload = _pack(name, func, tuple(check_iterable("args", args)), {} if kwds is None else dict(kwds))
+        result: AsyncResult[T] = AsyncResult(self._backend, name)
+        _add_callbacks(result, callback, error_callback)
+        result.begin(payload)
+        return result
+
+    def submit(self, func: Callable[P, T], /, *args: P.args, **kwds: P.kwargs) -> AsyncResult[T]:
+        """Begin ``func(*args, **kwds)`` in a worker: `apply_async` with the arguments written as in a call."""
+        return self.apply_async(func, args, kwds)
+
+    # Many calls.
+
+    async def map(
+        self, func: Callable[[S], T], iterable: Iterable[S] | AsyncIterable[S], chunksize: int | None = None
+    ) -> list[T]:
+        """Call ``func(item)`` for each item; return the values in order.
+
+        The first exception is raised at once; chunks that have not begun are then dropped.
+
+        Args:
+            func: what to call in the workers.
+            iterable: the items; an async iterable is read to its end first.
+            chunksize: how many items travel together; None divides the input into four chunks for each worker.
+        """
+        return await self.map_async(func, iterable, chunksize)
+
+    async def starmap(
+        self,
+        func: Callable[..., T],
+        iterable: Iterable[Iterable[Any]] | AsyncIterable[Iterable[Any]],
+        chunksize: int | None = None,
+    ) -> list[T]:
+        """Call ``func(*item)`` for each item; return the values in order. For the rest, see `map`."""
+        return await self.starmap_async(func, iterable, chunksize)
+
+    def map_async(
+        self,
+        func: Callable[[S], T],
+        iterable: Iterable[S] | AsyncIterable[S],
+        chunksize: int | None = None,
+        callback: Callable[[list[T]], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> MapResult[T]:
+        """Begin a `map` and return its result-to-be at once. For the callbacks, see `apply_async`."""
+        return self._map(job.map_chunk, func, iterable, chunksize, callback, error_callback)
+
+    def starmap_async(
+        self,
+        func: Callable[..., T],
+        iterable: Iterable[Iterable[Any]] | AsyncIterable[Iterable[Any]],
+        chunksize: int | None = None,
+        callback: Callable[[list[T]], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> MapResult[T]:
+        """Begin a `starmap` and return its result-to-be at once. For the callbacks, see `apply_async`."""
+        return self._map(job.starmap_chunk, func, iterable, chunksize, callback, error_callback)
+
+    def imap(
+        self,
+        func: Callable[[S], T],
+        iterable: Iterable[S] | AsyncIterable[S],
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> ImapIterator[T]:
+        """Call ``func(item)`` for each item; return an async iterator over the values, in order.
+
+        Args:
+            func: what to call in the workers.
+            iterable: the items, which may be endless or async; read only as far as ``buffersize`` says.
+            chunksize: how many items travel together.
+            buffersize: how many chunks are taken from the input ahead of what you have received; None means two
+                for each worker.
+        """
+        return self._imap(func, iterable, chunksize, buffersize, ordered=True)
+
+    def imap_unordered(
+        self,
+        func: Callable[[S], T],
+        iterable: Iterable[S] | AsyncIterable[S],
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> ImapIterator[T]:
+        """Call ``func(item)`` for each item; return an async iterator over the values as they come. See `imap`."""
+        return self._imap(func, iterable, chunksize, buffersize, ordered=False)
+
+    def _map(
+        self,
+        over_chunk: Callable[..., list[T]],
+        func: Callable[..., T],
+        iterable: Iterable[Any] | AsyncIterable[Any],
+        chunksize: int | None,
+        callback: Callable[[list[T]], object] | None,
+        error_callback: Callable[[BaseException], object] | None,
+    ) -> MapResult[T]:
+        self._check_usable()
+        check_callable(func)
+        if chunksize is not None:
+            at_least_one("chunksize", chunksize)
+        result: MapResult[T] = MapResult(self._backend, name_of(func))
+        _add_callbacks(result, callback, error_callback)
+        begin = partial(self._begin_map, result, over_chunk, func, chunksize)
+        if isinstance(iterable, AsyncIterable):
+            result.begin_when_read(iterable, begin)
+        else:
+            begin(list(check_iterable("iterable", iterable)))
+        return result
+
+    def _begin_map(
+        self,
+        result: MapResult[T],
+        over_chunk: Callable[..., list[T]],
+        func: Callable[..., T],
+        chunksize: int | None,
+        items: list[Any],
+    ) -> None:
+        self._check_usable()
+        size = chunksize
+        if size is None:
+            size = self._policy.chunksize(-(-len(items) // (self._backend.seats * CHUNKS_PER_WORKER)) or 1)
+        rest = iter(items)
+        chunks = iter(lambda: list(islice(rest, size)), [])
+        name = name_of(func)
+        payloads = [(_pack(name, over_chunk, (func, chunk), {}), len(chunk)) for chunk in chunks]
+        result.begin_chunks(payloads, automatic=chunksize is None)
+
+    def _imap(
+        self,
+        func: Callable[..., T],
+        iterable: Iterable[Any] | AsyncIterable[Any],
+        chunksize: int,
+        buffersize: int | None,
+        *,
+        ordered: bool,
+    ) -> ImapIterator[T]:
+        self._check_usable()
+        check_callable(func)
+        at_least_one("chunksize", chunksize)
+        ahead = CHUNKS_AHEAD * self._backend.seats if buffersize is None else at_least_one("buffersize", buffersize)
+        source = iterable if isinstance(iterable, AsyncIterable) else check_iterable("iterable", iterable)
+        name = name_of(func)
+        _dumps("function", name, func)  # a function that cannot travel is an error of this line
+
+        def pack(items: list[Any]) -> list[bytes]:
+            return _pack(name, job.each_of_chunk, (func, items), {})
+
+        window = Window(self._backend, name, pack, chunksize=chunksize, buffersize=ahead, ordered=ordered)
+        window.open(source)
+        return ImapIterator(window)
+
+    # Checks.
+
+    def _check_usable(self) -> None:
+        if self._backend.phase is not PoolPhase.RUNNING:
+            raise self._backend.refusal()
+        if not in_loop(self._backend.loop):
+            self._refuse_loop()
+
+    def _refuse_loop(self) -> NoReturn:
+        if os.getpid() != self._owner:
+            raise WrongLoop(f"{self!r} belongs to process {self._owner}; process {os.getpid()}, forked from it, has none")
+        raise WrongLoop(
+            f"{self!r} was started in another event loop. A pool works in the loop, and the thread, that started it; "
+            "make one for each loop"
+        )
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an AioPool cannot be pickled: pass values to a worker, and make a pool there if it needs one")
+
+    def __repr__(self) -> str:
+        return f"<AioPool {self._backend.describe()}>"
+
+
+def _forgotten(backend: Backend, owner: int) -> None:
+    """End the workers of a pool that is collected, or still there at the interpreter's exit."""
+    if os.getpid() != owner or backend.phase is PoolPhase.CLOSED:
+        return
+    state = backend.describe()
+    backend.abandon()
+    warnings.warn(
+        f"unclosed AioPool ({state}): use `async with`, or `close()` and `await join()`", ResourceWarning, stacklevel=2
+    )
+
+
+def _add_callbacks(
+    result: AsyncResult[T],
+    callback: Callable[[T], object] | None,
+    error_callback: Callable[[BaseException], object] | None,
+) -> None:
+    if callback is None and error_callback is None:
+        return
+    for each in (callback, error_callback):
+        if each is not None:
+            check_callable(each)
+
+    def call_back(done: asyncio.Future[T]) -> None:
+        if done.cancelled():
+            return
+        if callback is not None and done._exception is None:
+            callback(done.result())
+        elif error_callback is not None and (error := done.exception()) is not None:
+            error_callback(error)
+
+    result.add_done_callback(call_back)
+
+
+def _pack(name: str, func: object, args: tuple[Any, ...], kwds: dict[str, Any]) -> list[bytes]:
+    return wire.pack_call(_dumps("function", name, func), _dumps("arguments", name, (args, kwds)))
+
+
+def _dumps(what: str, name: str, value: object) -> bytes:
+    try:
+        return pickle.dumps(value, protocol=5)
+    except Exception as error:
+        text = failures.format_traceback(error)
+        raise NotPicklable(what, name, failures.type_name(error), failures.text_of(error), text) from error

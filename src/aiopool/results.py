@@ -1,0 +1,225 @@
+"""Awaitable results: what the ``_async`` verbs return."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+from collections.abc import AsyncIterable, Callable, Sequence
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+from . import failures
+from .backends.base import Backend
+from .calls import CANCELLED, Call, CallPhase, Outcome, Reply
+from .exceptions import CallAborted, NotPicklable, PoolTerminated, ResultTimeout
+
+__all__ = ["AsyncResult", "MapResult", "deliverable", "open_outcome"]
+
+T = TypeVar("T")
+
+Deliver = Callable[[Any, BaseException | None], None]
+"""Takes a value and None, or anything and an exception."""
+
+HARMFUL = (
+    SystemExit,
+    KeyboardInterrupt,
+    GeneratorExit,
+    StopIteration,
+    StopAsyncIteration,
+    asyncio.CancelledError,
+)
+"""Exceptions that mean something else to whoever awaits a result than "the call failed"."""
+
+
+def open_outcome(outcome: Reply | BaseException, call: str, deliver: Deliver) -> None:
+    """Unpickle what a worker answered and hand on the value or the exception."""
+    if not isinstance(outcome, Reply):
+        deliver(None, outcome)
+        return
+    try:
+        if outcome.failed:
+            value, error = None, deliverable(failures.decode(outcome.payload, call), call)
+        else:
+            value, error = pickle.loads(outcome.payload), None
+    except BaseException as refused:
+        text = failures.format_traceback(refused)
+        error = NotPicklable("result", call, failures.type_name(refused), failures.text_of(refused), text)
+        error.__cause__ = refused
+        deliver(None, error)
+        if isinstance(refused, KeyboardInterrupt):
+            raise  # from the keyboard, not from the pickle; the call has its end all the same
+        return
+    deliver(value, error)
+
+
+def deliverable(error: BaseException, call: str) -> BaseException:
+    """Return the exception, or a `CallAborted` around one that would do harm if it were raised here."""
+    if not isinstance(error, HARMFUL):
+        return error
+    aborted = CallAborted(f"{call} raised {failures.type_name(error)}: {failures.text_of(error)}")
+    aborted.__cause__ = error
+    return aborted
+
+
+class AsyncResult(asyncio.Future[T], Generic[T]):
+    """The result of a call: an `asyncio.Future` with the verbs of `multiprocessing.pool.AsyncResult`.
+
+    ``await result``, and everything else that takes a future, works. Cancelling it, or a task that directly awaits
+    it, cancels the call: one that waits is never run; one that runs is ended with its worker, and the result is
+    done, and cancelled, when that worker is gone. Until then `cancelled` is false, as it is with a task.
+    """
+
+    def __init__(self, backend: Backend, name: str) -> None:
+        super().__init__(loop=backend.loop)
+        self._backend = backend
+        self._name = name
+        self._calls: Sequence[Call] = ()
+        self._message: Any = None
+        self._stopping = False
+
+    async def get(self, timeout: float | None = None) -> T:
+        """Wait for the value without owning the call.
+
+        Args:
+            timeout: seconds to wait, or None for as long as it takes.
+
+        Raises:
+            ResultTimeout: the time is up; the call goes on. (A TimeoutError, and multiprocessing's as well.)
+            Exception: what the call raised.
+        """
+        await self.wait(timeout)
+        if not self.done():
+            raise ResultTimeout(f"{self._name} has not finished within {timeout} s")
+        return self.result()
+
+    async def wait(self, timeout: float | None = None) -> None:
+        """Wait until the call has ended, or for ``timeout`` seconds; cancelling this leaves the call alone."""
+        await asyncio.wait([self], timeout=timeout)
+
+    def ready(self) -> bool:
+        """Return whether the call has ended."""
+        return self.done()
+
+    def successful(self) -> bool:
+        """Return whether the call ended with a value; raises ValueError while it has not ended."""
+        if not self.done():
+            raise ValueError(f"{self!r} is not ready")
+        return not self.cancelled() and self.exception() is None
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        """Cancel the call; return False if it has ended already."""
+        if self.done():
+            return False
+        if not self._stopping:
+            self._stopping = True
+            self._message = msg
+            self._stop()
+        return True
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self._name}: {self._state_in_words()}>"
+
+    def _state_in_words(self) -> str:
+        if not self.done():
+            return self._calls[0].phase.value if self._calls else "waiting"
+        if self.cancelled():
+            return "cancelled"
+        error = self._exception
+        return "finished" if error is None else f"failed with {type(error).__name__}"
+
+    def begin(self, payload: list[bytes]) -> None:
+        """Submit the one call."""
+        self._submit([Call(self._name, payload, self._finish)])
+
+    def _submit(self, calls: Sequence[Call]) -> None:
+        """Submit the calls whose outcome this is."""
+        self._calls = calls
+        for call in calls:
+            self._backend.submit(call)
+
+    def _stop(self) -> None:
+        for call in self._calls:
+            self._backend.cancel(call)
+
+    def _finish(self, outcome: Outcome) -> None:
+        """Take the outcome of the one call."""
+        self._calls = ()  # or call and result would hold one another
+        if outcome is CANCELLED:
+            self._settle_cancelled()
+        else:
+            open_outcome(outcome, self._name, self._settle)
+
+    def _settle(self, value: Any, error: BaseException | None) -> None:
+        if self.done():
+            return
+        if error is None:
+            self.set_result(value)
+        else:
+            self.set_exception(error)
+            if isinstance(error, PoolTerminated):
+                self.exception()  # who terminated the pool knows; no "exception was never retrieved" for each call
+
+    def _settle_cancelled(self) -> None:
+        super().cancel(msg=self._message)
+
+
+class MapResult(AsyncResult[list[T]]):
+    """The result of a map: the list of values, in order, or the first exception."""
+
+    def __init__(self, backend: Backend, name: str) -> None:
+        super().__init__(backend, name)
+        self._chunks: list[list[T]] = []
+        self._left = 0
+        self._reader: asyncio.Task[None] | None = None
+
+    def begin_chunks(self, payloads: Sequence[tuple[list[bytes], int]], *, automatic: bool) -> None:
+        """Submit the chunks: their pickles, and how many items each holds."""
+        self._left = len(payloads)
+        self._chunks = [[] for _ in payloads]
+        if not payloads:
+            self.set_result([])
+        self._submit(
+            [
+                Call(self._name, payload, partial(self._finish_chunk, number), weight=weight, automatic=automatic)
+                for number, (payload, weight) in enumerate(payloads)
+            ]
+        )
+
+    def begin_when_read(self, source: AsyncIterable[Any], begin: Callable[[list[Any]], None]) -> None:
+        """Read all of the input first; ``begin`` is then called with it."""
+
+        async def read() -> None:
+            try:
+                begin([item async for item in source])
+            except Exception as error:  # noqa: BLE001 - of the user's iterator: it is the result's
+                self._settle(None, error)
+            except asyncio.CancelledError:
+                self._settle_cancelled()
+
+        self._reader = self._backend.loop.create_task(read())
+
+    def _stop(self) -> None:
+        if self._calls:
+            super()._stop()
+        elif self._reader is not None:
+            self._reader.cancel()
+
+    def _finish_chunk(self, number: int, outcome: Outcome) -> None:
+        self._left -= 1
+        if outcome is not CANCELLED and not self._stopping and not self.done():
+            open_outcome(outcome, self._name, partial(self._take, number))
+        if self._left == 0:
+            self._calls = ()
+            if self._stopping:
+                self._settle_cancelled()
+            else:
+                self._settle([value for chunk in self._chunks for value in chunk], None)
+
+    def _take(self, number: int, values: Any, error: BaseException | None) -> None:
+        if error is None:
+            self._chunks[number] = values
+            return
+        self._settle(None, error)
+        for call in self._calls:
+            if call.phase is CallPhase.WAITING:
+                self._backend.withdraw(call)

@@ -1,0 +1,83 @@
+"""What a fresh worker does to stand alone: a process group, quiet signals, and a life no longer than its parent's."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import signal
+import socket
+import threading
+from types import FrameType
+
+__all__ = ["above_stdio", "die_with", "forked_children_are_ordinary", "leave_parents_group", "quieten_signals"]
+
+PARENTS_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""A terminal or a service manager sends these to everybody at once; what they mean is for the parent to say."""
+
+
+def above_stdio(channel: socket.socket) -> socket.socket:
+    """Move a socket away from descriptors 0, 1 and 2, which it has got in a program that closed them."""
+    if channel.fileno() > 2:
+        return channel
+    with channel:
+        return socket.socket(fileno=fcntl.fcntl(channel, fcntl.F_DUPFD_CLOEXEC, 3))
+
+
+def leave_parents_group() -> None:
+    """Make a process group of our own, so that the parent can kill us with all that a call has started."""
+    os.setpgid(0, 0)
+    # Ours is never the terminal's foreground group: under `stty tostop` a mere print would stop us for good.
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+
+
+def quieten_signals() -> None:
+    """Drop the handlers and the wakeup descriptor that a fork brought along; let the parent's signals pass by."""
+    signal.set_wakeup_fd(-1)
+    for number in signal.valid_signals():
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_DFL)
+    for number in PARENTS_SIGNALS:
+        # A handler, not SIG_IGN: programs that a job starts would inherit that, and could not be terminated.
+        signal.signal(number, _pass_by)
+        signal.siginterrupt(number, False)
+
+
+def _pass_by(_number: int, _frame: FrameType | None) -> None:
+    """Do nothing."""
+
+
+def forked_children_are_ordinary(channel: socket.socket) -> None:
+    """See to it that what a job forks can be interrupted and terminated, and cannot answer in our place."""
+
+    def after_fork() -> None:
+        channel.close()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    os.register_at_fork(after_in_child=after_fork)
+
+
+def die_with(lifeline: int) -> None:
+    """Have our process group killed the moment that the other end of this pipe closes, even if it is busy.
+
+    Where the kernel can signal a chosen group with a chosen signal (Linux), it does the killing: that also
+    works while C code holds the interpreter's lock. Elsewhere a thread waits for the end of the pipe.
+    """
+    if hasattr(fcntl, "F_SETSIG"):
+        fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
+        fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | fcntl.FASYNC)
+        if select.select([lifeline], [], [], 0)[0]:  # closed before we listened
+            _kill_group()
+    else:
+        threading.Thread(target=_kill_group_after, args=(lifeline,), daemon=True, name="aiopool-lifeline").start()
+
+
+def _kill_group_after(lifeline: int) -> None:
+    os.read(lifeline, 1)
+    _kill_group()
+
+
+def _kill_group() -> None:
+    os.kill(0, signal.SIGKILL)
