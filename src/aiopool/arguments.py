@@ -15,10 +15,12 @@ T = TypeVar("T")
 
 
 def usable_cpus() -> int:
+    """Return how many CPUs this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def at_least_one(name: str, value: int) -> int:
+    """Return the number, or raise TypeError or ValueError."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} must be an int, not {value!r}")
     if value < 1:
@@ -27,6 +29,7 @@ def at_least_one(name: str, value: int) -> int:
 
 
 def check_iterable(name: str, value: Iterable[T]) -> Iterable[T]:
+    """Return what can be iterated over, or raise TypeError."""
     try:
         iter(value)
     except TypeError:
@@ -35,17 +38,20 @@ def check_iterable(name: str, value: Iterable[T]) -> Iterable[T]:
 
 
 def check_callable(func: object) -> None:
+    """Raise TypeError for what cannot be called."""
     if not callable(func):
         raise TypeError(f"func must be callable, not {func!r}")
 
 
 def name_of(func: Callable[..., object]) -> str:
+    """Return what errors call a function."""
     if isinstance(func, partial):
         return f"partial of {name_of(func.func)}"
     return getattr(func, "__qualname__", None) or type(func).__qualname__
 
 
 def find_context(context: BaseContext | str | None) -> BaseContext:
+    """Return the multiprocessing context that is meant, or raise TypeError or ValueError."""
     methods = multiprocessing.get_all_start_methods()
     if context is None:
         return multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")

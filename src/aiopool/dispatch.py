@@ -18,14 +18,15 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
 from .calls import CANCELLED, Call, CallPhase, Outcome, Reply
+from .commands import Command, Dismiss, Finish, Kill, Recall, Send, Spawn
 from .exceptions import AioPoolError, BrokenPool, InitializerError, PoolTerminated, WorkerDied
 from .phases import POOL_MOVES, WORKER_MOVES, PoolPhase, WorkerPhase
 from .recycling import RecyclePolicy
+from .seats import Seat, Worker
 
-__all__ = ["Command", "Dismiss", "Dispatcher", "Finish", "Kill", "Recall", "Send", "Spawn"]
+__all__ = ["Dispatcher"]
 
 LEAVE_GRACE = 5.0
 """Seconds that a dismissed worker has for its atexit handlers and threads before it is killed."""
@@ -41,78 +42,6 @@ FIRST_DELAY = 0.1
 
 QUIET = 60.0
 """Seconds without a lost worker after which earlier ones are forgotten."""
-
-
-class Spawn(NamedTuple):
-    """Start a process for this worker."""
-
-    worker: int
-    seat: int
-
-
-class Send(NamedTuple):
-    """Write this call to this worker."""
-
-    worker: int
-    call: Call
-
-
-class Recall(NamedTuple):
-    """Take back what this worker was sent and has not begun, then report `Dispatcher.recalled`."""
-
-    worker: int
-
-
-class Dismiss(NamedTuple):
-    """Tell this worker, which has nothing in hand, to leave by itself."""
-
-    worker: int
-
-
-class Kill(NamedTuple):
-    """Kill this worker and everything that it started."""
-
-    worker: int
-
-
-class Finish(NamedTuple):
-    """Hand the outcome to whoever made the call."""
-
-    call: Call
-    outcome: Outcome
-
-
-Command = Spawn | Send | Recall | Dismiss | Kill | Finish
-
-
-class Worker:
-    """What the dispatcher knows of one worker."""
-
-    __slots__ = ("calls", "cause", "id", "phase", "recalling", "seat", "served", "taken")
-
-    def __init__(self, id_: int, seat: Seat) -> None:
-        self.id = id_
-        self.seat = seat
-        self.phase = WorkerPhase.STARTING
-        self.calls: deque[Call] = deque()  # sent and not answered; the first of them runs
-        self.taken = 0  # calls of the user's function sent to it so far
-        self.served = 0  # those it has answered
-        self.recalling = False
-        self.cause: AioPoolError | None = None  # why it is no good
-
-    def __repr__(self) -> str:
-        return f"<Worker {self.id} {self.phase.value} calls={len(self.calls)} served={self.served}>"
-
-
-class Seat:
-    """A place for one worker at a time to serve calls."""
-
-    __slots__ = ("number", "occupant", "successor")
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.occupant: Worker | None = None
-        self.successor: Worker | None = None
 
 
 class Dispatcher:
@@ -200,7 +129,7 @@ class Dispatcher:
             self._move(worker, WorkerPhase.IDLE)
             if worker.seat.occupant is worker:
                 self._idle.append(worker)
-            if self.phase is PoolPhase.STARTING and all(map(_served_by_ready, self._seats)):
+            if self.phase is PoolPhase.STARTING and all(map(_occupied, self._seats)):
                 self._enter(PoolPhase.RUNNING)
         return self._decided(now)
 
@@ -279,7 +208,7 @@ class Dispatcher:
         self._vacate(worker)
         cause = worker.cause or cause
         if cause or (useless and not begun):
-            self._lose(cause or _premature(in_start, pid, exitcode), now)
+            self._lose(cause or _premature(pid, exitcode, in_start=in_start), now)
         return self._decided(now)
 
     def tick(self, now: float) -> list[Command]:
@@ -319,11 +248,11 @@ class Dispatcher:
                 self._queue.appendleft(call)
                 self._dismiss(worker, now)
             else:
-                self._send(worker, call, now)
+                self._send(worker, call)
         if self._depth > 1:
-            self._level(now)
+            self._level()
 
-    def _level(self, now: float) -> None:
+    def _level(self) -> None:
         """Send ahead to busy workers while there is none idle; take back what waits behind them once there is."""
         for seat in self._seats:
             worker = seat.occupant
@@ -332,7 +261,7 @@ class Dispatcher:
                 if call.automatic and not self._policy.fits(worker.taken, call.weight):
                     self._queue.appendleft(call)
                     break
-                self._send(worker, call, now)
+                self._send(worker, call)
         if self._idle and not self.waiting:
             for worker in self.workers.values():
                 if len(worker.calls) > 1:
@@ -347,7 +276,7 @@ class Dispatcher:
             pass
         return call
 
-    def _send(self, worker: Worker, call: Call, now: float) -> None:
+    def _send(self, worker: Worker, call: Call) -> None:
         self.waiting -= 1
         call.phase = CallPhase.SENT if worker.calls else CallPhase.RUNNING
         worker.calls.append(call)
@@ -525,7 +454,7 @@ class Dispatcher:
         self.phase = phase
 
 
-def _served_by_ready(seat: Seat) -> bool:
+def _occupied(seat: Seat) -> bool:
     return seat.occupant is not None and seat.occupant.phase is not WorkerPhase.STARTING
 
 
@@ -533,7 +462,7 @@ def _ended_with(call: Call, pid: int | None, exitcode: int | None) -> Outcome:
     return CANCELLED if call.phase is CallPhase.STOPPING else WorkerDied(pid, exitcode, call.name)
 
 
-def _premature(in_start: bool, pid: int | None, exitcode: int | None) -> AioPoolError:
+def _premature(pid: int | None, exitcode: int | None, *, in_start: bool) -> AioPoolError:
     died = WorkerDied(pid, exitcode)
     if not in_start:
         return died

@@ -42,7 +42,9 @@ class ItemFailure(NamedTuple):
 def type_name(error: BaseException) -> str:
     """Return the qualified name of an exception's class, as tracebacks print it."""
     kind = type(error)
-    return kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__qualname__}"
+    return (
+        kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__qualname__}"
+    )
 
 
 def text_of(error: BaseException) -> str:

@@ -168,9 +168,7 @@ class AioPool:
 
     # One call.
 
-    async def apply(
-        self, func: Callable[..., T], args: Iterable[Any] = (), kwds: Mapping[str, Any] | None = None
-    ) -> T:
+    async def apply(self, func: Callable[..., T], args: Iterable[Any] = (), kwds: Mapping[str, Any] | None = None) -> T:
         """Call ``func(*args, **kwds)`` in a worker; return what it returns, raise what it raises.
 
         Cancelling this cancels the call: when the cancellation arrives, the call has ended, and so has its worker
@@ -370,7 +368,9 @@ class AioPool:
 
     def _refuse_loop(self) -> NoReturn:
         if os.getpid() != self._owner:
-            raise WrongLoop(f"{self!r} belongs to process {self._owner}; process {os.getpid()}, forked from it, has none")
+            raise WrongLoop(
+                f"{self!r} belongs to process {self._owner}; process {os.getpid()}, forked from it, has none"
+            )
         raise WrongLoop(
             f"{self!r} was started in another event loop. A pool works in the loop, and the thread, that started it; "
             "make one for each loop"
@@ -408,7 +408,7 @@ def _add_callbacks(
     def call_back(done: asyncio.Future[T]) -> None:
         if done.cancelled():
             return
-        if callback is not None and done._exception is None:
+        if callback is not None and done._exception is None:  # noqa: SLF001 - exception() would count as retrieving it
             callback(done.result())
         elif error_callback is not None and (error := done.exception()) is not None:
             error_callback(error)

@@ -18,7 +18,7 @@ class RecyclePolicy:
     maxtasksperchild: int | None = None
 
     def fits(self, served: int, weight: int) -> bool:
-        """Whether a worker that has served so many calls may take a chunk of ``weight`` more; a fresh one always may."""
+        """Whether a worker that has served so many calls may take a chunk of so many more; a fresh one always may."""
         return self.maxtasksperchild is None or not served or served + weight <= self.maxtasksperchild
 
     def spent(self, served: int) -> bool:

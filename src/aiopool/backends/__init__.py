@@ -1,0 +1,1 @@
+"""What runs the calls, behind the protocol in `aiopool.backends.base`."""

@@ -29,37 +29,49 @@ class Backend(Protocol):
     @property
     def phase(self) -> PoolPhase:
         """Where the pool stands."""
+        ...
 
     @property
     def seats(self) -> int:
         """How many calls may run at once."""
+        ...
 
     async def start(self) -> None:
         """Return when calls can run, or raise `InitializerError` with nothing left behind."""
+        ...
 
     def submit(self, call: Call) -> None:
         """Take a call; its ``finish`` is called once, later, never from within this method."""
+        ...
 
     def cancel(self, call: Call) -> None:
         """End a call, waiting or running. Its ``finish`` is called when it has ended for good."""
+        ...
 
     def withdraw(self, call: Call) -> None:
         """End a call if it still waits."""
+        ...
 
     def refusal(self) -> AioPoolError:
         """Return why no call is taken now."""
+        ...
 
     def close(self) -> None:
         """Take no more calls; accepted ones finish."""
+        ...
 
     def terminate(self) -> None:
         """Fail every call and stop everything."""
+        ...
 
     async def join(self) -> None:
         """Return when nothing is left running, after `close` or `terminate`."""
+        ...
 
     def abandon(self) -> None:
         """Do what `terminate` does, from any thread, with or without a running loop, and without waiting."""
+        ...
 
     def describe(self) -> str:
         """Return the state in a few words, for a repr."""
+        ...

@@ -8,7 +8,8 @@ from multiprocessing.context import BaseContext
 
 from .. import failures, wire
 from ..calls import Call, Reply
-from ..dispatch import Command, Dismiss, Dispatcher, Finish, Kill, Recall, Send, Spawn
+from ..commands import Command, Dismiss, Finish, Kill, Recall, Send, Spawn
+from ..dispatch import Dispatcher
 from ..exceptions import AioPoolError, InitializerError, PoolNotRunning
 from ..phases import PoolPhase, WorkerPhase
 from ..recycling import RecyclePolicy
@@ -125,7 +126,7 @@ class LocalBackend:
     def received(self, worker: int, frame: wire.Frame) -> None:
         """A worker sent a frame."""
         now = self.loop.time()
-        if frame.kind == wire.Kind.RESULT or frame.kind == wire.Kind.FAILED:
+        if frame.kind in (wire.Kind.RESULT, wire.Kind.FAILED):
             reply = Reply(frame.kind == wire.Kind.FAILED, frame.payload)
             self._perform(self._dispatcher.replied(worker, frame.call, reply, now))
         elif frame.kind == wire.Kind.READY:

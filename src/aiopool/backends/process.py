@@ -14,9 +14,9 @@ import struct
 import termios
 import threading
 import weakref
-from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from .. import wire
@@ -285,18 +285,15 @@ def _kill_by_pid(pid: int) -> None:
 
 def _descriptors_of(loop: asyncio.AbstractEventLoop) -> list[int]:
     """Return the descriptors that belong to the loop itself; a forked child that kept them could disturb it."""
-    selector = getattr(loop, "_selector", None)
-    own = [selector, getattr(loop, "_ssock", None), getattr(loop, "_csock", None)]
-    found = [each.fileno() for each in own if hasattr(each, "fileno")]
-    if selector is None and os.path.isdir("/proc/self/fd"):  # another kind of loop, such as uvloop, hides them
-        found += [int(name) for name in os.listdir("/proc/self/fd") if _is_epoll(name)]
-    return found
+    own = [getattr(loop, name, None) for name in ("_selector", "_ssock", "_csock")]  # asyncio's own loops
+    if own[0] is not None:
+        return [each.fileno() for each in own if each is not None]
+    listing = Path("/proc/self/fd")  # another kind of loop, such as uvloop, hides them
+    return [int(entry.name) for entry in listing.iterdir() if _is_epoll(entry)] if listing.is_dir() else []
 
 
-def _is_epoll(name: str) -> bool:
+def _is_epoll(entry: Path) -> bool:
     try:
-        return os.readlink(f"/proc/self/fd/{name}") == "anon_inode:[eventpoll]"
+        return str(entry.readlink()) == "anon_inode:[eventpoll]"
     except OSError:  # closed meanwhile: the one that the listing itself had open
         return False
-
-

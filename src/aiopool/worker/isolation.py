@@ -12,16 +12,19 @@ from types import FrameType
 
 __all__ = ["above_stdio", "die_with", "forked_children_are_ordinary", "leave_parents_group", "quieten_signals"]
 
+FIRST_FREE = 3
+"""The first descriptor that no job takes for its standard input, output or errors."""
+
 PARENTS_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """A terminal or a service manager sends these to everybody at once; what they mean is for the parent to say."""
 
 
 def above_stdio(channel: socket.socket) -> socket.socket:
     """Move a socket away from descriptors 0, 1 and 2, which it has got in a program that closed them."""
-    if channel.fileno() > 2:
+    if channel.fileno() >= FIRST_FREE:
         return channel
     with channel:
-        return socket.socket(fileno=fcntl.fcntl(channel, fcntl.F_DUPFD_CLOEXEC, 3))
+        return socket.socket(fileno=fcntl.fcntl(channel, fcntl.F_DUPFD_CLOEXEC, FIRST_FREE))
 
 
 def leave_parents_group() -> None:

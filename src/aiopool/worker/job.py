@@ -54,9 +54,9 @@ def _refusal(what: str, error: BaseException) -> NotPicklable:
 
 
 def _checked(value: T) -> T:
-    if type(value) is types.CoroutineType:
+    if isinstance(value, types.CoroutineType):
         value.close()  # or it would warn that it was never awaited
-        raise TypeError(f"{value.__qualname__} returned a coroutine; a worker runs functions that return values")
+        raise TypeError(f"{value.__qualname__} is a coroutine function: a worker runs functions that return values")
     return value
 
 

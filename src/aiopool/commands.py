@@ -1,0 +1,51 @@
+"""What the dispatcher tells the shell around it to do."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from .calls import Call, Outcome
+
+__all__ = ["Command", "Dismiss", "Finish", "Kill", "Recall", "Send", "Spawn"]
+
+
+class Spawn(NamedTuple):
+    """Start a process for this worker."""
+
+    worker: int
+    seat: int
+
+
+class Send(NamedTuple):
+    """Write this call to this worker."""
+
+    worker: int
+    call: Call
+
+
+class Recall(NamedTuple):
+    """Take back what this worker was sent and has not begun, then report `Dispatcher.recalled`."""
+
+    worker: int
+
+
+class Dismiss(NamedTuple):
+    """Tell this worker, which has nothing in hand, to leave by itself."""
+
+    worker: int
+
+
+class Kill(NamedTuple):
+    """Kill this worker and everything that it started."""
+
+    worker: int
+
+
+class Finish(NamedTuple):
+    """Hand the outcome to whoever made the call."""
+
+    call: Call
+    outcome: Outcome
+
+
+Command = Spawn | Send | Recall | Dismiss | Kill | Finish

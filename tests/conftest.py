@@ -1,0 +1,84 @@
+"""What all tests share: the loops they run on, and the check that a test leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import multiprocessing.forkserver
+import multiprocessing.resource_tracker
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+START_METHODS = ("forkserver", "spawn", "fork")
+
+
+def pytest_asyncio_loop_factories(config, item):
+    """Name the loops that a test runs on; see the marker ``both_loops``."""
+    del config
+    factories = {"asyncio": asyncio.new_event_loop}
+    if item.get_closest_marker("both_loops"):
+        import uvloop  # noqa: PLC0415 - needed by these tests only
+
+        factories["uvloop"] = uvloop.new_event_loop
+    return factories
+
+
+@pytest.fixture(params=START_METHODS)
+def start_method(request: pytest.FixtureRequest) -> str:
+    """Each start method in turn."""
+    return str(request.param)
+
+
+def processes() -> dict[int, str]:
+    """Return all processes of this session, zombies and orphans included, with what they run."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            if os.getsid(int(entry.name)) == os.getsid(0):
+                state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+                found[int(entry.name)] = f"{state} {(entry / 'cmdline').read_text()!r}"
+        except (ProcessLookupError, FileNotFoundError):
+            continue  # it has just ended
+    return found
+
+
+def descriptors() -> dict[str, str]:
+    """Return what this process has open."""
+    found = {}
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            found[entry.name] = str(entry.readlink())
+        except FileNotFoundError:
+            continue  # the one that listed them
+    return found
+
+
+def shared_memory() -> set[str]:
+    """Return what lies in /dev/shm."""
+    return {entry.name for entry in Path("/dev/shm").iterdir()}  # noqa: S108 - looked at, not written
+
+
+@pytest.fixture(scope="session", autouse=True)
+def helpers_of_multiprocessing() -> None:
+    """Start what multiprocessing keeps for the life of the program, so that it is no test's leftover."""
+    if multiprocessing.get_start_method(allow_none=True) is None:
+        multiprocessing.set_forkserver_preload(["aiopool.worker.main"])
+    multiprocessing.forkserver.ensure_running()
+    multiprocessing.resource_tracker.ensure_running()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(helpers_of_multiprocessing: None) -> Iterator[None]:
+    """Fail a test that leaves a process, a zombie, an open descriptor or a file in /dev/shm."""
+    del helpers_of_multiprocessing
+    before = processes(), descriptors(), shared_memory()
+    yield
+    after = processes(), descriptors(), shared_memory()
+    assert not {pid: what for pid, what in after[0].items() if pid not in before[0]}, "processes are left"
+    assert not dict(after[1].items() - before[1].items()), "descriptors are left open"
+    assert after[2] <= before[2], "files are left in /dev/shm"
