@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import multiprocessing
 import multiprocessing.forkserver
 import multiprocessing.resource_tracker
@@ -11,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import uvloop
+from latch import Latch
 
 START_METHODS = ("forkserver", "spawn", "fork")
 
@@ -20,8 +23,6 @@ def pytest_asyncio_loop_factories(config, item):
     del config
     factories = {"asyncio": asyncio.new_event_loop}
     if item.get_closest_marker("both_loops"):
-        import uvloop  # noqa: PLC0415 - needed by these tests only
-
         factories["uvloop"] = uvloop.new_event_loop
     return factories
 
@@ -33,15 +34,16 @@ def start_method(request: pytest.FixtureRequest) -> str:
 
 
 def processes() -> dict[int, str]:
-    """Return all processes of this session, zombies and orphans included, with what they run."""
+    """Return all processes of this session, our zombies and running orphans included, with what they run."""
     found = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         try:
             if os.getsid(int(entry.name)) == os.getsid(0):
-                state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
-                found[int(entry.name)] = f"{state} {(entry / 'cmdline').read_text()!r}"
+                state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+                if (state, parent) != ("Z", "1"):  # a killed orphan, which is for init to reap
+                    found[int(entry.name)] = f"{state} {(entry / 'cmdline').read_text()!r}"
         except (ProcessLookupError, FileNotFoundError):
             continue  # it has just ended
     return found
@@ -64,21 +66,46 @@ def shared_memory() -> set[str]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def helpers_of_multiprocessing() -> None:
-    """Start what multiprocessing keeps for the life of the program, so that it is no test's leftover."""
+def helpers_of_the_program() -> None:
+    """Start what multiprocessing and uvloop keep for the life of the program, so that it is no test's leftover."""
     if multiprocessing.get_start_method(allow_none=True) is None:
         multiprocessing.set_forkserver_preload(["aiopool.worker.main"])
     multiprocessing.forkserver.ensure_running()
     multiprocessing.resource_tracker.ensure_running()
+    uvloop.new_event_loop().close()
 
 
 @pytest.fixture(autouse=True)
-def nothing_left(helpers_of_multiprocessing: None) -> Iterator[None]:
+def nothing_left(helpers_of_the_program: None) -> Iterator[None]:
     """Fail a test that leaves a process, a zombie, an open descriptor or a file in /dev/shm."""
-    del helpers_of_multiprocessing
+    del helpers_of_the_program
     before = processes(), descriptors(), shared_memory()
     yield
+    gc.collect()  # what the test itself has dropped is no leftover
     after = processes(), descriptors(), shared_memory()
     assert not {pid: what for pid, what in after[0].items() if pid not in before[0]}, "processes are left"
     assert not dict(after[1].items() - before[1].items()), "descriptors are left open"
     assert after[2] <= before[2], "files are left in /dev/shm"
+
+
+@pytest.fixture
+def latch(tmp_path: Path) -> Iterator[Latch]:
+    """What jobs tell."""
+    with Latch(tmp_path / "latch") as made:
+        yield made
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Latch]:
+    """What jobs wait at."""
+    with Latch(tmp_path / "gate") as made:
+        yield made
+
+
+def is_gone(pid: int) -> bool:
+    """Whether there is no such process, not even as a zombie."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False

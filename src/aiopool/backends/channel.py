@@ -38,12 +38,13 @@ class Channel:
     ) -> None:
         self._loop = loop
         self._sock = sock
+        self._fd = sock.fileno()  # for the loop: uvloop keeps a socket that it is given open beyond its close()
         self._on_frame = on_frame
         self._on_garbled = on_garbled
         self._decoder = wire.Decoder()
         self._backlog: deque[memoryview] = deque()  # what the kernel has not taken yet
         sock.setblocking(False)
-        loop.add_reader(sock, self._receive)
+        loop.add_reader(self._fd, self._receive)
 
     def send(self, parts: list[bytes]) -> None:
         """Send a frame. To a worker that is gone nothing is sent: its death is reported elsewhere."""
@@ -52,7 +53,7 @@ class Channel:
         if not waiting:
             self._transmit()
             if self._backlog:
-                self._loop.add_writer(self._sock, self._resume)
+                self._loop.add_writer(self._fd, self._resume)
 
     @property
     def unsent(self) -> int:
@@ -68,14 +69,14 @@ class Channel:
         """Close it. Reports nothing any more."""
         if self._sock.fileno() != -1:
             if not self._loop.is_closed():
-                self._loop.remove_reader(self._sock)
-                self._loop.remove_writer(self._sock)
+                self._loop.remove_reader(self._fd)
+                self._loop.remove_writer(self._fd)
             self._sock.close()
 
     def _resume(self) -> None:
         self._transmit()
         if not self._backlog:
-            self._loop.remove_writer(self._sock)
+            self._loop.remove_writer(self._fd)
 
     def _transmit(self) -> None:
         backlog = self._backlog
@@ -101,7 +102,7 @@ class Channel:
         except BlockingIOError:
             return False
         except (OSError, wire.WireError):
-            self._loop.remove_reader(self._sock)
+            self._loop.remove_reader(self._fd)
             self._on_garbled()
             return False
         for frame in frames:

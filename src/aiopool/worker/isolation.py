@@ -52,13 +52,22 @@ def _pass_by(_number: int, _frame: FrameType | None) -> None:
 
 def forked_children_are_ordinary(channel: socket.socket) -> None:
     """See to it that what a job forks can be interrupted and terminated, and cannot answer in our place."""
+    masks = threading.local()  # a job may fork in any thread
 
-    def after_fork() -> None:
+    def before() -> None:
+        # A signal that is sent to the child right away waits until it means something there.
+        masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, PARENTS_SIGNALS)
+
+    def after_in_parent() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, masks.before)
+
+    def after_in_child() -> None:
         channel.close()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, masks.before)
 
-    os.register_at_fork(after_in_child=after_fork)
+    os.register_at_fork(before=before, after_in_parent=after_in_parent, after_in_child=after_in_child)
 
 
 def die_with(lifeline: int) -> None:

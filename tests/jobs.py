@@ -1,0 +1,320 @@
+"""Functions that run in workers. This module is imported there, so it imports little."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+initialized: list[Any] = []
+"""What the initializer has left in this process."""
+
+
+def square(x: int) -> int:
+    return x * x
+
+
+def add(a: int, b: int = 0, *, c: int = 0) -> int:
+    return a + b + c
+
+
+def pid_of(_item: object = None) -> int:
+    return os.getpid()
+
+
+def same(value: Any) -> Any:
+    return value
+
+
+def tell(path: str, text: object) -> None:
+    """Write a line into a `latch.Latch`."""
+    with open(path, "a") as fifo:  # noqa: PTH123 - a worker need not import pathlib for this
+        fifo.write(f"{text}\n")
+
+
+def wait_at(path: str) -> None:
+    """Wait until a `latch.Latch` lets one pass."""
+    fifo = os.open(path, os.O_RDONLY)
+    os.read(fifo, 1)
+    os.close(fifo)
+
+
+def tell_and_wait(path: str, gate: str, value: Any = None) -> Any:
+    tell(path, value if value is not None else os.getpid())
+    wait_at(gate)
+    return value
+
+
+def tell_and_return(path: str, value: Any) -> Any:
+    tell(path, value)
+    return value
+
+
+def tell_and_spin(path: str) -> NoReturn:
+    tell(path, os.getpid())
+    while True:
+        pass
+
+
+def tell_and_swallow_everything(path: str) -> NoReturn:
+    """Ignore all signals that can be ignored, and every exception."""
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        with contextlib.suppress(OSError):
+            signal.signal(number, signal.SIG_IGN)
+    tell(path, os.getpid())
+    while True:
+        try:
+            while True:
+                pass
+        except BaseException:  # noqa: S110 - what the test is about
+            pass
+
+
+def tell_of_grandchild_and_spin(path: str) -> NoReturn:
+    grandchild = subprocess.Popen([sys.executable, "-c", "import time; print(flush=True); time.sleep(1000)"],
+                                  stdout=subprocess.PIPE)  # fmt: skip
+    assert grandchild.stdout
+    grandchild.stdout.readline()
+    tell(path, grandchild.pid)
+    while True:
+        pass
+
+
+def kill_self(number: int = signal.SIGKILL) -> None:
+    os.kill(os.getpid(), number)
+    signal.pause()  # a signal to oneself may arrive a little later
+
+
+def leave_half_way(code: int) -> NoReturn:
+    os._exit(code)
+
+
+def leave_at_one(item: int) -> int:
+    if item == 1:
+        os._exit(1)
+    return item
+
+
+def fail(error: BaseException) -> NoReturn:
+    raise error
+
+
+def fail_at(item: int, bad: int = 3) -> int:
+    if item == bad:
+        raise ValueError(item)
+    return item
+
+
+def remember(*values: Any) -> None:
+    """Initializer."""
+    initialized.append((os.getpid(), *values))
+
+
+def recall() -> list[Any]:
+    return initialized
+
+
+def fail_to_initialize(path: str | None = None) -> NoReturn:
+    if path:
+        tell(path, os.getpid())
+    raise LookupError("no such model")
+
+
+def fail_to_initialize_after(path: str, good: int) -> None:
+    """Succeed in the first ``good`` processes that get here, fail in all later ones."""
+    with open(path, "ab") as counter:  # noqa: PTH123
+        counter.write(b".")
+        if counter.tell() > good:
+            raise LookupError("no such model")
+
+
+def leave_marks_at_exit(path: str) -> None:
+    """Initializer: have an atexit handler write into a file."""
+    import atexit  # noqa: PLC0415
+
+    atexit.register(tell, path, "atexit")
+
+
+def modules() -> set[str]:
+    return set(sys.modules)
+
+
+def start_thread_that_never_ends() -> None:
+    threading.Thread(target=threading.Event().wait, daemon=False).start()
+
+
+class TwoArguments(Exception):  # noqa: N818
+    """Cannot be made from its ``args``, as pickle does it."""
+
+    def __init__(self, a: int, b: int) -> None:
+        super().__init__(f"{a} and {b}")
+
+
+class KeepsLock(Exception):  # noqa: N818
+    """Holds what cannot be pickled."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, threading.Lock())
+
+
+class BadState(Exception):  # noqa: N818
+    """Does not survive being unpickled."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __setstate__(self, state: object) -> None:
+        raise RuntimeError("no state, please")
+
+
+class ReducesToNone(Exception):  # noqa: N818
+    """Breaks the pickle protocol."""
+
+    def __reduce__(self) -> Any:
+        return None
+
+
+class ReducesToExit(Exception):  # noqa: N818
+    """Leaves while it is pickled."""
+
+    def __reduce__(self) -> Any:
+        raise SystemExit(3)
+
+
+class UnpicklesNever:
+    """A value or argument that pickles well and does not unpickle in one of the processes."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where  # "worker" or "parent"
+        self.home = os.getpid()
+
+    def __reduce__(self) -> Any:
+        return _revive, (self.where, self.home)
+
+
+def _revive(where: str, home: int) -> UnpicklesNever:
+    if (where == "worker") == (os.getpid() != home):
+        raise ArithmeticError("does not unpickle here")
+    return UnpicklesNever(where)
+
+
+def make_unpickles_never_in_parent() -> UnpicklesNever:
+    """Return a result that pickles here; ``home`` is the worker, so the parent fails."""
+    return UnpicklesNever("worker")
+
+
+def unpicklable_result() -> Any:
+    return threading.Lock()
+
+
+def raise_from() -> NoReturn:
+    try:
+        raise KeyError("inner")
+    except KeyError as error:
+        outer = ValueError("outer")
+        outer.add_note("a note")
+        raise outer from error
+
+
+def raise_in_except() -> NoReturn:
+    try:
+        raise KeyError("inner")
+    except KeyError:
+        raise ValueError("outer")  # noqa: B904
+
+
+def raise_group() -> NoReturn:
+    raised: list[Exception] = []
+    for job in (raise_from, fail_two_arguments):
+        try:
+            job()
+        except Exception as error:
+            raised.append(error)
+    group = ExceptionGroup("several", raised)
+    group.add_note("a group's note")
+    raise group
+
+
+def fail_two_arguments() -> NoReturn:
+    raise TwoArguments(1, 2)
+
+
+async def coroutine_function() -> None:
+    pass
+
+
+def flood(size: int) -> int:
+    """Write on all standard streams, from Python, from C, from below, and from a child process."""
+    print("x" * size)
+    sys.stderr.write("y" * size)
+    os.write(1, b"z" * 1000)
+    os.write(2, b"z" * 1000)
+    import ctypes  # noqa: PLC0415
+
+    ctypes.CDLL(None).printf(b"from C\n")
+    subprocess.run([sys.executable, "-c", "import os; os.write(1, b'child'); os.write(2, b'child')"], check=True)
+    return size
+
+
+def subprocess_that_is_terminated() -> int:
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"]) as process:
+        process.terminate()
+        return process.wait()
+
+
+def multiprocessing_process_that_is_terminated(method: str) -> int | None:
+    import multiprocessing  # noqa: PLC0415
+    import time  # noqa: PLC0415
+
+    process = multiprocessing.get_context(method).Process(target=time.sleep, args=(1000,))  # type: ignore[attr-defined]
+    process.start()
+    process.terminate()
+    process.join()
+    code: int | None = process.exitcode
+    return code
+
+
+def pool_in_a_job(method: str) -> list[int]:
+    import asyncio  # noqa: PLC0415
+
+    from aiopool import AioPool  # noqa: PLC0415
+
+    async def main() -> list[int]:
+        async with AioPool(1, context=method) as pool:
+            return await pool.map(square, range(3))
+
+    return asyncio.run(main())
+
+
+def fork_and_return() -> str:
+    """Fork a child that goes on as if it were the worker."""
+    return "child" if os.fork() == 0 else "parent"
+
+
+def total(numbers: Iterable[int]) -> int:
+    return sum(numbers)
+
+
+def blocked_signals() -> set[int]:
+    return set(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, ())))
+
+
+def handlers() -> dict[int, str]:
+    """Return the signals that have a Python function for a handler."""
+    found = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    return {int(number): repr(handler) for number, handler in found.items() if callable(handler)}
+
+
+def descriptors() -> list[str]:
+    """Return what is open here."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - a worker need not import pathlib for this
+        with contextlib.suppress(FileNotFoundError):  # the one that lists them
+            found.append(os.readlink(f"/proc/self/fd/{name}"))  # noqa: PTH115
+    return found

@@ -1,0 +1,771 @@
+"""The dispatcher in every order of events, against a small model of the world around it.
+
+`World` is the shell and the workers: it carries out commands in the shell's order (what carrying one out leads to
+comes after what is already decided), keeps what a dispatcher may know and what really happened, and compares.
+`Machine` draws what happens next.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from aiopool import dispatch
+from aiopool.calls import CANCELLED, Call, Outcome, Reply
+from aiopool.commands import Command, Dismiss, Finish, Kill, Recall, Send, Spawn
+from aiopool.dispatch import Dispatcher
+from aiopool.exceptions import AioPoolError, BrokenPool, InitializerError, PoolTerminated, WorkerDied
+from aiopool.phases import PoolPhase
+from aiopool.recycling import RecyclePolicy
+
+TOLERATED = frozenset(
+    {
+        "runs although a first worker was unfit",
+        "leaves requeued calls when broken",
+        "does not count garbled workers",
+        "does not count spent workers",
+        "sends back what it recalled while closing",
+        "repeats a recall for ever",
+    }
+)
+"""What the dispatcher is known to do wrong; without an entry, the machine checks that, too."""
+
+REACTIONS = (None,) * 6 + ("submit", "submit", "cancel", "close", "terminate")
+
+
+@dataclasses.dataclass(eq=False)
+class Ticket:
+    """One call, and what happened to it."""
+
+    call: Call
+    reaction: str | None
+    cancelled: bool = False
+    decided: Outcome | None = None
+    outcomes: list[Outcome] = dataclasses.field(default_factory=list)
+    begun: int = 0
+    unseen: bool = False  # a worker that had it has died before it read it
+
+    def __repr__(self) -> str:
+        return f"<Ticket {self.call.name}>"
+
+
+@dataclasses.dataclass(eq=False)
+class Process:
+    """One worker: the process, and what the dispatcher has decided on it."""
+
+    number: int
+    seat: int
+    due: float  # when it has to be ready, or gone
+    ready: bool = False
+    unfit: bool = False
+    late: bool = False  # killed because it was not ready in time
+    garbled: bool = False
+    killed: bool = False
+    dismissed: bool = False
+    spent: bool = False
+    taken: int = 0
+    served: int = 0
+    held: deque[Ticket] = dataclasses.field(default_factory=deque)  # sent and not answered, as far as is known
+    inbox: deque[Ticket] = dataclasses.field(default_factory=deque)
+    running: Ticket | None = None
+    outbox: deque[tuple[Ticket, Reply]] = dataclasses.field(default_factory=deque)
+
+    @property
+    def seated(self) -> bool:
+        """Whether it still counts for its seat."""
+        return not (self.killed or self.dismissed)
+
+    @property
+    def leaving(self) -> bool:
+        """Whether it goes by itself."""
+        return not self.killed and (self.dismissed or self.unfit)
+
+    @property
+    def serving(self) -> bool:
+        """Whether it may get calls, if its seat is its own."""
+        return self.seated and self.ready and not self.unfit
+
+
+class World:
+    """Everything around a dispatcher. Its methods are what may happen."""
+
+    def __init__(self, seats: int, depth: int, limit: int | None) -> None:
+        self.seats, self.depth, self.limit = seats, depth, limit
+        self.dispatcher = Dispatcher(seats, RecyclePolicy(limit), depth=depth, jitter=lambda: 0.5)
+        self.now = 1000.0
+        self.processes: dict[int, Process] = {}
+        self.tickets: list[Ticket] = []
+        self.queue: deque[Ticket] = deque()
+        self.closing = self.terminated = self.doomed = self.start_failed = self.broken = False
+        self.losses = 0
+        self.lost_at = 0.0
+        self.not_before: float | None = None
+        self.spawns_to_fail = 0
+        self.kept_back = 0
+        self._event: tuple[Any, ...] = ()
+        self._pending: deque[Command] = deque()
+        self._performing = False
+        self._stillborn: set[int] = set()
+
+    # What users do.
+
+    def start(self) -> None:
+        """The pool starts."""
+        self._decide(("start",), self.dispatcher.start)
+
+    def submit(self, weight: int = 1, *, automatic: bool = False, reaction: str | None = None) -> None:
+        """A call arrives."""
+        call = Call(f"job{len(self.tickets)}", [b""], lambda outcome: self._finished(ticket, outcome))
+        call.weight, call.automatic = weight, automatic
+        ticket = Ticket(call, reaction)
+        self.tickets.append(ticket)
+        self.queue.append(ticket)
+        self._decide(("submit",), lambda now: self.dispatcher.submit(call, now))
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Somebody wants a call to end."""
+        waiting = ticket in self.queue
+        ticket.cancelled |= ticket.decided is None
+        self._decide(("cancel",), lambda now: self.dispatcher.cancel(ticket.call, now))
+        assert ticket.decided is CANCELLED or not waiting, "a waiting call ends at once"
+
+    def withdraw(self, ticket: Ticket) -> None:
+        """Somebody wants a call to end if no worker has it."""
+        waiting = ticket in self.queue
+        ticket.cancelled |= waiting
+        before = ticket.decided
+        self._decide(("withdraw",), lambda now: self.dispatcher.withdraw(ticket.call, now))
+        assert ticket.decided is (CANCELLED if waiting else before)
+
+    def close(self) -> None:
+        """The pool is closed."""
+        self.closing = True
+        self._decide(("close",), self.dispatcher.close)
+
+    def terminate(self) -> None:
+        """The pool is terminated."""
+        self.terminated = True
+        self._decide(("terminate",), self.dispatcher.terminate)
+        assert all(ticket.decided is not None for ticket in self.tickets)
+
+    def wait(self, seconds: float) -> None:
+        """Time passes; a tick comes when it is due, and maybe when it is not."""
+        self.now += seconds
+        due = {p.number for p in self.processes.values() if (not p.ready or p.leaving) and p.due <= self.now}
+        for process in self.processes.values():
+            if process.number in due and process.seated and not process.ready and not process.unfit:
+                process.late = True
+                self._doom()
+        if self.not_before is not None and self.not_before <= self.now:
+            self.not_before = None
+        self._decide(("tick", due), self.dispatcher.tick)
+        assert all(self.processes[number].killed for number in due if number in self.processes)
+
+    # What workers do.
+
+    def become_ready(self, process: Process) -> None:
+        """A worker says that it is ready."""
+        process.ready = True
+        self._decide(("ready",), lambda now: self.dispatcher.ready(process.number, now))
+        assert not (self.doomed and self.phase is PoolPhase.RUNNING), "a first worker was no good"
+
+    def become_unfit(self, process: Process) -> None:
+        """A worker says that its initializer failed."""
+        process.unfit = True
+        self._doom()
+        process.due = self.now + dispatch.LEAVE_GRACE
+        self._decide(("unfit",), lambda now: self.dispatcher.unfit(process.number, InitializerError("unfit"), now))
+
+    def begin(self, process: Process) -> None:
+        """A worker begins the next call in its channel."""
+        ticket = process.running = process.inbox.popleft()
+        ticket.begun += 1
+        assert ticket.begun == 1, f"{ticket} runs again"
+        assert ticket.decided is None, f"{ticket} runs after its end"
+
+    def answer(self, process: Process) -> None:
+        """A worker's call returns; nobody has read its reply yet."""
+        assert process.running
+        reply = Reply(failed=False, payload=b"%d of %d" % (process.running.call.id, process.number))
+        process.outbox.append((process.running, reply))
+        process.running = None
+
+    def deliver(self, process: Process) -> None:
+        """A reply arrives."""
+        ticket, reply = process.outbox.popleft()
+        counts = not process.killed
+        if counts:
+            assert process.held.popleft() is ticket
+            process.served += ticket.call.weight
+            self.losses = 0
+        event = ("replied", ticket, reply, counts)
+        self._decide(event, lambda now: self.dispatcher.replied(process.number, ticket.call.id, reply, now))
+        if counts:
+            assert ticket.decided is (CANCELLED if ticket.cancelled else reply)
+
+    def garble(self, process: Process, way: int) -> None:
+        """A worker sends nonsense: what is no frame, a reply to nothing, or to a call that it has not begun."""
+        while process.outbox:
+            self.deliver(process)
+        if process.killed:
+            return
+        process.garbled = True
+        if "does not count garbled workers" not in TOLERATED:
+            self._doom()
+        nonsense = Reply(failed=False, payload=b"nonsense")
+        wrong = process.held[-1].call.id if len(process.held) > 1 else 0
+        if way == 0:
+            self._decide(("garbled",), lambda now: self.dispatcher.garbled(process.number, now))
+        else:
+            self._decide(("garbled",), lambda now: self.dispatcher.replied(process.number, wrong, nonsense, now))
+        assert process.killed
+
+    def die(self, process: Process, exitcode: int | None = -9, *, read: int = 0) -> None:
+        """A worker's process ends; of what it has not begun, it had read the first few calls."""
+        while process.outbox:
+            self.deliver(process)
+        unseen = max(0, sum(ticket in process.held for ticket in process.inbox) - read)
+        self._died(process, 4000 + process.number, exitcode, unseen, None)
+
+    def _died(
+        self, process: Process, pid: int | None, exitcode: int | None, unseen: int, cause: AioPoolError | None
+    ) -> None:
+        del self.processes[process.number]
+        held = list(process.held)
+        begun = bool(held) and (unseen < len(held) or held[0].unseen)
+        victims, spared = held[:begun], held[begun:]
+        if spared and not begun:
+            spared[0].unseen = True
+        self.queue.extendleft(ticket for ticket in reversed(spared) if not ticket.cancelled)
+        if self._is_loss(process, begun) or cause:
+            self._lose()
+        event = ("died", victims, pid, exitcode)
+        self._decide(
+            event,
+            lambda now: self.dispatcher.died(process.number, pid, exitcode, now, unseen=unseen, cause=cause),
+        )
+        assert all(ticket.decided is not None for ticket in victims)
+        assert all(ticket.decided is CANCELLED for ticket in spared if ticket.cancelled and not self.terminated)
+
+    def _is_loss(self, process: Process, begun: bool) -> bool:  # noqa: FBT001 - a fact among facts
+        """Whether this death tells that workers are no good."""
+        if process.unfit or process.late:
+            return True
+        if process.garbled:
+            tolerated = "does not count garbled workers" in TOLERATED
+            return not (tolerated or process.served or begun)
+        if process.spent and "does not count spent workers" in TOLERATED:
+            return False
+        return process.seated and not process.served and not begun
+
+    def _doom(self) -> None:
+        """A worker is no good; in the pool's start, that ends it as soon as the worker is gone."""
+        if self.phase is PoolPhase.STARTING and "runs although a first worker was unfit" not in TOLERATED:
+            self.doomed = True
+
+    def _lose(self) -> None:
+        if self.phase is PoolPhase.STARTING:
+            self.start_failed = True
+        elif self.phase is not PoolPhase.TERMINATING:
+            if self.now - self.lost_at > dispatch.QUIET:
+                self.losses = 0
+            self.losses += 1
+            self.lost_at = self.now
+            if self.losses > dispatch.FAILURE_BUDGET:
+                self.broken, self.not_before = True, None
+            elif self.losses > 1:
+                self.not_before = self.now + dispatch.FIRST_DELAY * 2 ** (self.losses - 2)
+
+    # Commands: first judged, when they are decided, then carried out.
+
+    def _decide(self, event: tuple[Any, ...], act: Callable[[float], list[Command]]) -> None:
+        self._event = event
+        commands = act(self.now)
+        for command in commands:
+            self._judge(command)
+        self._pending.extend(commands)
+        if self._performing:
+            return
+        self._performing, performed = True, 0
+        while self._pending:
+            performed += 1
+            assert performed < 1000, "no end of commands"
+            self._perform(self._pending.popleft())
+        self._performing = False
+
+    def _judge(self, command: Command) -> None:
+        match command:
+            case Spawn(number, seat):
+                self._judge_spawn(number, seat)
+            case Send(number, call):
+                self._judge_send(self.processes[number], call)
+            case Recall(number):
+                process = self.processes[number]
+                assert process.seated
+                assert len(process.held) > 1, "there is nothing to take back"
+            case Dismiss(number):
+                self._judge_dismiss(self.processes[number])
+            case Kill(number):
+                self._judge_kill(self.processes[number])
+            case Finish(call, outcome):
+                self._judge_finish(self._ticket(call), outcome)
+
+    def _judge_spawn(self, number: int, seat: int) -> None:
+        assert number not in self.processes
+        assert 0 <= seat < self.seats
+        assert not (self.terminated or self.start_failed or self.doomed), "nobody is needed any more"
+        assert self.queue or not self.closing, "nobody is needed any more"
+        assert self.closing or not self.broken, "the pool has given up"
+        assert all(other.spent for other in self._in_seat(seat)), "the seat is taken"
+        assert len(self._in_seat(seat)) < 2, "the seat has its successor"
+        assert self.not_before is None, "it is too early for another start"
+        self.processes[number] = Process(number, seat, self.now + dispatch.START_TIMEOUT)
+
+    def _judge_send(self, process: Process, call: Call) -> None:
+        ticket = self._ticket(call)
+        assert self.queue, f"{ticket} does not wait"
+        assert self.queue.popleft() is ticket, f"{ticket} jumps the queue"
+        assert process.serving
+        assert not process.spent, "it has served enough"
+        assert self._in_seat(process.seat)[0] is process, "its seat is not vacant yet"
+        assert len(process.held) < self.depth
+        assert not any(other.cancelled for other in process.held), "it is about to be killed"
+        assert self._fits(process, ticket)
+        if process.held:
+            assert not self._idle(), "another worker is free"
+        process.held.append(ticket)
+        process.taken += call.weight
+        process.spent = self.limit is not None and process.taken >= self.limit
+
+    def _judge_dismiss(self, process: Process) -> None:
+        assert process.serving
+        assert not process.held, "it has something in hand"
+        done = (self.closing or self.broken) and not self.queue
+        if done and "sends back what it recalled while closing" not in TOLERATED:
+            behind = any(len(other.held) > 1 for other in self.processes.values() if other.seated)
+            done = not behind or self._in_seat(process.seat)[0] is not process
+        assert done or process.spent or (self.queue and not self._fits(process, self.queue[0])), "it is needed"
+        process.dismissed = True
+        process.due = self.now + dispatch.LEAVE_GRACE
+
+    def _judge_kill(self, process: Process) -> None:
+        assert not process.killed, "it is killed already"
+        too_late = self._event[0] == "tick" and process.number in self._event[1]
+        wanted = bool(process.held) and all(ticket.cancelled for ticket in process.held)
+        assert self.terminated or self.start_failed or process.garbled or too_late or wanted, "it is innocent"
+        process.killed = True
+
+    def _judge_finish(self, ticket: Ticket, outcome: Outcome) -> None:
+        assert ticket.decided is None, f"{ticket} ends again"
+        match outcome:
+            case Reply():
+                assert self._event[0] == "replied"
+                assert self._event[1] is ticket
+                assert self._event[2] is outcome
+                assert self._event[3], "its worker is killed, and the call decided"
+                assert not ticket.cancelled
+            case WorkerDied():
+                assert self._event == ("died", [ticket], outcome.pid, outcome.exitcode)
+                assert outcome.call == ticket.call.name
+                assert not ticket.cancelled
+            case BrokenPool():
+                assert self.losses > dispatch.FAILURE_BUDGET
+                assert ticket in self.queue
+                assert outcome.__cause__ is self.dispatcher.cause
+            case PoolTerminated():
+                assert self.terminated
+                assert not ticket.cancelled
+            case _:
+                assert outcome is CANCELLED
+                assert ticket.cancelled
+        ticket.decided = outcome
+        assert ticket.call.payload == []
+        for place in (self.queue, *(process.held for process in self.processes.values())):
+            if ticket in place:
+                place.remove(ticket)
+
+    def _perform(self, command: Command) -> None:
+        match command:
+            case Spawn(number, _) if self.spawns_to_fail:
+                self.spawns_to_fail -= 1
+                self._stillborn.add(number)
+                self._died(self.processes[number], None, None, 0, InitializerError("no descriptors left"))
+            case Send(number, call) if number not in self._stillborn:
+                self.processes[number].inbox.append(self._ticket(call))
+            case Recall(number):
+                self._recall(self.processes[number])
+            case Finish(call, outcome):
+                call.finish(outcome)
+
+    def _recall(self, process: Process) -> None:
+        """Take back what is not begun, except for the first few, which the worker may have read already."""
+        while process.outbox:
+            self.deliver(process)
+        kept = [process.inbox.popleft() for _ in range(min(self.kept_back, len(process.inbox)))]
+        if "repeats a recall for ever" in TOLERATED:
+            self.kept_back = 0
+        back, process.inbox = list(process.inbox), deque(kept)
+        for ticket in back:
+            if ticket in process.held:
+                process.held.remove(ticket)
+                process.taken -= ticket.call.weight
+        waiting = [ticket for ticket in back if not ticket.cancelled and ticket.decided is None]
+        self.queue.extendleft(reversed(waiting))
+        ids = [ticket.call.id for ticket in back]
+        self._decide(("recalled",), lambda now: self.dispatcher.recalled(process.number, ids, now))
+        assert all(ticket.decided is not None for ticket in back if ticket.cancelled)
+
+    def _finished(self, ticket: Ticket, outcome: Outcome) -> None:
+        """Tell who made the call; they may act on it right away."""
+        ticket.outcomes.append(outcome)
+        unfinished = [other for other in self.tickets if other.decided is None]
+        match ticket.reaction:
+            case "submit" if self.phase is PoolPhase.RUNNING:
+                self.submit()
+            case "cancel" if unfinished:
+                self.cancel(unfinished[0])
+            case "close" if isinstance(outcome, Reply):
+                self.close()
+            case "terminate" if isinstance(outcome, Reply):
+                self.terminate()
+
+    # Questions.
+
+    @property
+    def phase(self) -> PoolPhase:
+        """Where the pool stands."""
+        return self.dispatcher.phase
+
+    def _ticket(self, call: Call) -> Ticket:
+        return next(ticket for ticket in self.tickets if ticket.call is call)
+
+    def _in_seat(self, seat: int) -> list[Process]:
+        """Return who has a seat and who is to follow, in this order."""
+        return [process for process in self.processes.values() if process.seat == seat and process.seated]
+
+    def _servers(self) -> list[Process]:
+        """Return who may be given calls."""
+        firsts = [self._in_seat(seat)[:1] for seat in range(self.seats)]
+        return [process for first in firsts for process in first if process.serving and not process.spent]
+
+    def _idle(self) -> list[Process]:
+        return [process for process in self._servers() if not process.held]
+
+    def _fits(self, process: Process, ticket: Ticket) -> bool:
+        after = process.taken + ticket.call.weight
+        return not ticket.call.automatic or self.limit is None or not process.taken or after <= self.limit
+
+    # What holds at all times.
+
+    def check(self) -> None:
+        """Compare what the dispatcher thinks with what is."""
+        self._check_records()
+        self._check_calls()
+        self._check_phase()
+        self._check_deadline()
+        if self.phase in (PoolPhase.RUNNING, PoolPhase.CLOSING, PoolPhase.BROKEN):
+            self._check_no_waste()
+        if self.phase is PoolPhase.RUNNING or (self.phase is PoolPhase.STARTING and not self.doomed):
+            self._check_seats()
+
+    def _check_records(self) -> None:
+        known = {number: list(worker.calls) for number, worker in self.dispatcher.workers.items()}
+        assert known == {number: [t.call for t in process.held] for number, process in self.processes.items()}
+        assert self.dispatcher.waiting == len(self.queue)
+
+    def _check_calls(self) -> None:
+        holders = [process for process in self.processes.values() if process.held and process.seated]
+        assert len({process.seat for process in holders}) == len(holders), "two workers of one seat have calls"
+        assert sum(bool(p.running) for p in self.processes.values() if not p.killed) <= self.seats
+        for ticket in self.tickets:
+            assert ticket.outcomes == ([] if ticket.decided is None else [ticket.decided])
+        for process in holders:
+            if process.held[0].cancelled:
+                assert len(process.held) > 1, "a call to be stopped runs on"
+
+    def _check_phase(self) -> None:
+        unfinished = any(ticket.decided is None for ticket in self.tickets)
+        over = not self.processes and not unfinished
+        ended = self.phase is PoolPhase.CLOSED
+        if self.terminated or self.start_failed:
+            assert self.phase is (PoolPhase.CLOSED if over else PoolPhase.TERMINATING)
+            assert not unfinished
+        elif self.closing:
+            assert self.phase is (PoolPhase.CLOSED if over else PoolPhase.CLOSING)
+        elif self.broken:
+            assert self.phase is PoolPhase.BROKEN
+        elif self.phase is not PoolPhase.NEW:
+            firsts = [self._in_seat(seat)[:1] for seat in range(self.seats)]
+            if self.phase is PoolPhase.STARTING:
+                assert not all(first and first[0].serving for first in firsts), "all are ready"
+            else:
+                assert self.phase is PoolPhase.RUNNING
+        assert not ended or over
+
+    def _check_deadline(self) -> None:
+        due = [p.due for p in self.processes.values() if p.leaving or (p.seated and not p.ready)]
+        if self.not_before is not None:
+            due.append(self.not_before)
+        deadline = self.dispatcher.deadline()
+        if self.phase in (PoolPhase.STARTING, PoolPhase.RUNNING, PoolPhase.CLOSING, PoolPhase.BROKEN):
+            assert deadline == min(due, default=None)
+
+    def _check_no_waste(self) -> None:
+        """Nobody waits while somebody is free; nobody is free while somebody waits."""
+        idle = self._idle()
+        assert not (idle and self.queue), "a call waits although a worker is idle"
+        if self.queue:
+            for process in self._servers():
+                assert len(process.held) == self.depth or not self._fits(process, self.queue[0]), "not sent ahead"
+        if idle and not self.kept_back:
+            assert all(len(p.held) < 2 for p in self.processes.values() if p.seated), "not taken back"
+
+    def _check_seats(self) -> None:
+        """Every seat has a worker, and every spent worker a successor, or they are to come."""
+        for seat in range(self.seats):
+            workers = self._in_seat(seat)
+            assert len(workers) <= 2
+            if self.not_before is None:
+                assert workers, "a seat stays vacant"
+                assert len(workers) == 1 + workers[0].spent, "a successor is missing, or one too many"
+
+    # The end.
+
+    def settle(self) -> None:
+        """Let everybody do what they have to, until nothing is left to happen."""
+        self.spawns_to_fail = self.kept_back = 0
+        for _ in range(1000):
+            if not any([self._step(process) for process in list(self.processes.values())]):
+                deadline = self.dispatcher.deadline()
+                if deadline is None or self.phase is PoolPhase.CLOSED:
+                    return
+                self.wait(max(0.0, deadline - self.now))
+            self.check()
+        raise AssertionError("it never comes to rest")
+
+    def _step(self, process: Process) -> bool:
+        """Let a worker do the next thing; return whether there was one."""
+        if process.number not in self.processes:
+            return False
+        if process.killed or process.leaving:
+            self.die(process, 0)
+        elif not process.ready:
+            self.become_ready(process)
+        elif process.outbox:
+            self.deliver(process)
+        elif process.running:
+            self.answer(process)
+        elif process.inbox:
+            self.begin(process)
+        else:
+            return False
+        return True
+
+    def end(self) -> None:
+        """Let everything come to its end."""
+        self.settle()
+        stuck = [ticket for ticket in self.tickets if ticket.decided is None]
+        if not (self.phase is PoolPhase.BROKEN and "leaves requeued calls when broken" in TOLERATED):
+            assert not stuck, "calls are left"
+        if self.phase is PoolPhase.RUNNING:
+            assert len(self._idle()) == len(self.processes) == self.seats
+        self.close()
+        self.settle()
+        assert self.phase is PoolPhase.CLOSED
+        assert not self.processes
+        assert all(len(ticket.outcomes) == 1 for ticket in self.tickets)
+
+
+class Machine(RuleBasedStateMachine):
+    """Draws what happens in a `World`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World(1, 1, None)
+
+    @initialize(
+        seats=st.integers(1, 3),
+        depth=st.integers(1, 3),
+        limit=st.sampled_from([None, 1, 2, 5]),
+        warm=st.sampled_from([True, True, True, False]),
+    )
+    def set_up(self, *, seats: int, depth: int, limit: int | None, warm: bool) -> None:
+        """A pool, mostly one that runs already."""
+        self.world = World(seats, depth, limit)
+        if warm:
+            self.world.start()
+            for process in list(self.world.processes.values()):
+                self.world.become_ready(process)
+
+    def some(self, pick: int, suits: Callable[[Process], object]) -> Process | None:
+        """Choose a process, if there is one that suits."""
+        found = [process for process in self.world.processes.values() if suits(process)]
+        return found[pick % len(found)] if found else None
+
+    # Users.
+
+    @precondition(lambda self: self.world.phase is PoolPhase.NEW)
+    @rule()
+    def start(self) -> None:
+        """The pool starts."""
+        self.world.start()
+
+    @precondition(lambda self: self.world.phase is PoolPhase.RUNNING)
+    @rule(
+        count=st.integers(1, 5),
+        weight=st.sampled_from([1, 1, 1, 2, 3, 7]),
+        automatic=st.booleans(),
+        reaction=st.sampled_from(REACTIONS),
+    )
+    def submit(self, *, count: int, weight: int, automatic: bool, reaction: str | None) -> None:
+        """Calls arrive. An automatic chunk is never larger than what a fresh worker may serve."""
+        if automatic and self.world.limit is not None:
+            weight = min(weight, self.world.limit)
+        for number in range(count):
+            if self.world.phase is PoolPhase.RUNNING:
+                self.world.submit(weight, automatic=automatic, reaction=None if number else reaction)
+
+    @precondition(lambda self: self.world.tickets)
+    @rule(pick=st.integers(0, 11), unfinished=st.sampled_from([True, True, True, False]))
+    def cancel(self, *, pick: int, unfinished: bool) -> None:
+        """Somebody cancels a call, mostly one that has not ended."""
+        tickets = [ticket for ticket in self.world.tickets if ticket.decided is None or not unfinished]
+        if tickets:
+            self.world.cancel(tickets[pick % len(tickets)])
+
+    @precondition(lambda self: self.world.tickets)
+    @rule(pick=st.integers(0, 11))
+    def withdraw(self, *, pick: int) -> None:
+        """Somebody withdraws one of the latest calls."""
+        self.world.withdraw(self.world.tickets[-1 - pick % len(self.world.tickets)])
+
+    @rule(dice=st.integers(0, 9))
+    def close(self, *, dice: int) -> None:
+        """The pool is closed; seldom, for that ends it."""
+        if dice == 9:
+            self.world.close()
+
+    @rule(dice=st.integers(0, 9))
+    def terminate(self, *, dice: int) -> None:
+        """The pool is terminated; seldom, for that ends it."""
+        if dice == 9:
+            self.world.terminate()
+
+    # Workers.
+
+    @rule(pick=st.integers(0, 5))
+    def become_ready(self, *, pick: int) -> None:
+        """A worker is ready; one that is killed may have said so before."""
+        if process := self.some(pick, lambda process: not process.ready and not process.unfit):
+            self.world.become_ready(process)
+
+    @rule(pick=st.integers(0, 5))
+    def become_unfit(self, *, pick: int) -> None:
+        """A worker's initializer fails."""
+        if process := self.some(pick, lambda process: not process.ready and not process.unfit and process.seated):
+            self.world.become_unfit(process)
+
+    @rule(pick=st.integers(0, 5))
+    def begin(self, *, pick: int) -> None:
+        """A worker begins its next call."""
+        if process := self.some(pick, lambda process: process.inbox and not process.running and process.seated):
+            self.world.begin(process)
+
+    @rule(pick=st.integers(0, 5), heard=st.booleans())
+    def answer(self, *, pick: int, heard: bool) -> None:
+        """A call returns; its reply may be on its way for a while."""
+        if process := self.some(pick, lambda process: process.running and process.seated):
+            self.world.answer(process)
+            while heard and process.outbox:
+                self.world.deliver(process)
+
+    @rule(pick=st.integers(0, 5))
+    def deliver(self, *, pick: int) -> None:
+        """A reply arrives, maybe too late."""
+        if process := self.some(pick, lambda process: process.outbox):
+            self.world.deliver(process)
+
+    @rule(pick=st.integers(0, 5))
+    def serve(self, *, pick: int) -> None:
+        """A worker serves its next call from beginning to end."""
+        if process := self.some(pick, lambda process: process.inbox and not process.running and process.seated):
+            self.world.begin(process)
+            self.world.answer(process)
+            while process.outbox:
+                self.world.deliver(process)
+
+    @rule(pick=st.integers(0, 5), exitcode=st.sampled_from([0, 1, -9, None]), read=st.sampled_from([0, 0, 1, 2]))
+    def die(self, *, pick: int, exitcode: int | None, read: int) -> None:
+        """A worker dies, at any time."""
+        if process := self.some(pick, lambda _: True):
+            self.world.die(process, exitcode, read=read)
+
+    @rule(pick=st.integers(0, 5))
+    def be_gone(self, *, pick: int) -> None:
+        """A worker that was killed or told to leave is gone."""
+        if process := self.some(pick, lambda process: process.killed or process.leaving):
+            self.world.die(process, 0)
+
+    @rule(pick=st.integers(0, 5), way=st.integers(0, 2))
+    def garble(self, *, pick: int, way: int) -> None:
+        """A worker sends nonsense."""
+        if process := self.some(pick, lambda process: process.seated):
+            self.world.garble(process, way)
+
+    @rule(count=st.integers(1, 7), patient=st.booleans())
+    def misfortune(self, *, count: int, patient: bool) -> None:
+        """Fresh workers die one after the other."""
+        for _ in range(count):
+            if process := self.some(0, lambda process: not process.served and process.seated and not process.held):
+                self.world.die(process, 1)
+            if patient and (deadline := self.world.dispatcher.deadline()) is not None:
+                self.world.wait(max(0.0, deadline - self.world.now))
+
+    # The world at large.
+
+    @rule(seconds=st.sampled_from([0.0, 0.01, 0.15, 1.0, 6.0, 61.0]))
+    def wait(self, *, seconds: float) -> None:
+        """Time passes."""
+        self.world.wait(seconds)
+
+    @rule()
+    def reach_deadline(self) -> None:
+        """Time passes, up to what the dispatcher waits for."""
+        if (deadline := self.world.dispatcher.deadline()) is not None:
+            self.world.wait(max(0.0, deadline - self.world.now))
+
+    @rule(count=st.integers(1, 2))
+    def run_out_of_descriptors(self, *, count: int) -> None:
+        """The next processes cannot be started."""
+        self.world.spawns_to_fail = count
+
+    @rule(count=st.integers(1, 2))
+    def read_ahead(self, *, count: int) -> None:
+        """The next worker that is to give calls back has read some already."""
+        self.world.kept_back = count
+
+    @invariant()
+    def holds(self) -> None:
+        """What always holds."""
+        self.world.check()
+
+    def teardown(self) -> None:
+        """Everything comes to its end."""
+        if sys.exc_info()[0] is None:  # a world that has gone wrong would only hide where
+            self.world.end()
+
+
+Machine.TestCase.settings = settings(
+    max_examples=300, stateful_step_count=60, deadline=None, derandomize=True, database=None
+)
+
+
+class TestDispatcherInEveryOrder(Machine.TestCase):
+    """The dispatcher keeps its promises whatever happens, in whatever order."""

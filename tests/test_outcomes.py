@@ -1,0 +1,233 @@
+"""What crosses between processes, and what does not: values, exceptions, and their refusals to be pickled."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import pickle
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import jobs
+import pytest
+
+from aiopool import AioPool, CallAborted, NotPicklable, RemoteTraceback
+
+pytestmark = pytest.mark.both_loops
+
+
+@pytest.fixture
+async def pool():
+    """A pool of one, so that the next call meets the same worker."""
+    async with AioPool(1) as pool:
+        pid = await pool.apply(jobs.pid_of)
+        yield pool
+        assert await pool.apply(jobs.pid_of) == pid, "the worker did not live on"
+
+
+async def test_an_unpicklable_function_raises_at_the_call(pool: AioPool) -> None:
+    """Before anything is sent, and in the caller's own line, also where no await is."""
+    with pytest.raises(NotPicklable) as caught:
+        pool.apply_async(lambda: 1)
+    assert caught.value.what == "function"
+    assert "<lambda>" in str(caught.value)
+
+
+async def test_an_unpicklable_argument_raises_at_the_call(pool: AioPool) -> None:
+    """The error says what could not be pickled, and keeps the pickler's own."""
+    with pytest.raises(NotPicklable, match=r"the arguments of same could not be .*lock") as caught:
+        await pool.apply(jobs.same, (threading.Lock(),))
+    assert caught.value.what == "arguments"
+    assert isinstance(caught.value.__cause__, TypeError)
+
+
+async def test_an_unpicklable_result_is_a_clear_error(pool: AioPool) -> None:
+    """It fails its call; the worker lives."""
+    with pytest.raises(NotPicklable, match=r"the result of unpicklable_result could not be .*lock") as caught:
+        await pool.apply(jobs.unpicklable_result)
+    assert caught.value.what == "result"
+    assert "pickle.dumps" in caught.value.original_traceback
+
+
+async def test_an_unpicklable_exception_keeps_type_text_and_traceback(pool: AioPool) -> None:
+    """It arrives as NotPicklable with all that there is to know of the original."""
+    with pytest.raises(NotPicklable) as caught:
+        await pool.apply(raise_lock)
+    error = caught.value
+    assert (error.what, error.call, error.original_type) == ("exception", "raise_lock", "jobs.KeepsLock")
+    assert "gone wrong" in error.original_text
+    assert "in raise_lock" in error.original_traceback
+
+
+def raise_lock() -> None:
+    raise jobs.KeepsLock("gone wrong")
+
+
+def raise_bad_state() -> None:
+    raise jobs.BadState("gone wrong")
+
+
+def raise_reduces_to_none() -> None:
+    raise jobs.ReducesToNone("gone wrong")
+
+
+def raise_reduces_to_exit() -> None:
+    raise jobs.ReducesToExit("gone wrong")
+
+
+@pytest.mark.parametrize(
+    ("job", "kind", "text"),
+    [
+        (jobs.fail_two_arguments, "jobs.TwoArguments", "1 and 2"),
+        (raise_bad_state, "jobs.BadState", "gone wrong"),
+        (raise_reduces_to_none, "jobs.ReducesToNone", "gone wrong"),
+        (raise_reduces_to_exit, "jobs.ReducesToExit", "gone wrong"),
+    ],
+)
+async def test_an_exception_that_breaks_pickling_fails_one_call(
+    pool: AioPool, job: Callable[[], None], kind: str, text: str
+) -> None:
+    """A custom ``__init__``, a raising ``__setstate__``, a ``__reduce__`` that returns None or exits."""
+    with pytest.raises(NotPicklable) as caught:
+        await pool.apply(job)
+    assert (caught.value.original_type, caught.value.original_text) == (kind, text)
+
+
+async def test_a_result_that_does_not_unpickle_here_fails_its_call_only(pool: AioPool) -> None:
+    """The value's own error is the cause."""
+    bad, good = pool.submit(jobs.make_unpickles_never_in_parent), pool.submit(jobs.square, 3)
+    with pytest.raises(NotPicklable, match="the result of make_unpickles_never_in_parent") as caught:
+        await bad
+    assert isinstance(caught.value.__cause__, ArithmeticError)
+    assert await good == 9
+
+
+async def test_arguments_that_do_not_unpickle_in_the_worker_fail_their_call_only(pool: AioPool) -> None:
+    """Each of the next ten calls gets its own answer."""
+    for _ in range(3):
+        bad = pool.submit(jobs.same, jobs.UnpicklesNever("worker"))
+        good = [pool.submit(jobs.square, number) for number in range(10)]
+        with pytest.raises(NotPicklable, match="the arguments of same") as caught:
+            await bad
+        assert caught.value.original_type == "ArithmeticError"
+        assert [await result for result in good] == [number**2 for number in range(10)]
+
+
+async def test_a_function_that_returns_an_exception_returns_it(pool: AioPool) -> None:
+    """It is a value like any other."""
+    value = await pool.apply(jobs.same, (ValueError("no error"),))
+    assert isinstance(value, ValueError)
+    assert await pool.map(jobs.same, [KeyError("k")] * 2, chunksize=2)
+
+
+async def test_an_ordinary_exception_arrives_as_itself_with_the_workers_traceback(pool: AioPool) -> None:
+    """Its cause is the traceback as it stood in the worker, which a log shows; the pool's own frames are left out."""
+    with pytest.raises(ValueError, match="3") as caught:
+        await pool.apply(jobs.fail_at, (3,))
+    assert isinstance(caught.value.__cause__, RemoteTraceback)
+    printed = "".join(traceback.format_exception(caught.value))
+    assert "in fail_at" in printed
+    assert "worker/job.py" not in printed
+
+
+async def test_a_cause_and_notes_are_kept(pool: AioPool) -> None:
+    """``raise X from Y`` keeps Y behind the worker's traceback."""
+    with pytest.raises(ValueError, match="outer") as caught:
+        await pool.apply(jobs.raise_from)
+    assert caught.value.__notes__ == ["a note"]
+    remote = caught.value.__cause__
+    assert isinstance(remote, RemoteTraceback)
+    assert repr(remote.__cause__) == "KeyError('inner')"
+    assert repr(caught.value.__context__) == "KeyError('inner')"
+
+
+async def test_a_context_is_kept(pool: AioPool) -> None:
+    """An exception raised while another was handled keeps that one."""
+    with pytest.raises(ValueError, match="outer") as caught:
+        await pool.apply(jobs.raise_in_except)
+    assert repr(caught.value.__context__) == "KeyError('inner')"
+
+
+async def test_a_group_keeps_its_members_chains_and_one_that_does_not_pickle_harms_no_other(pool: AioPool) -> None:
+    """Each member arrives by itself."""
+    with pytest.raises(ExceptionGroup, match="several") as caught:
+        await pool.apply(jobs.raise_group)
+    first, second = caught.value.exceptions
+    assert caught.value.__notes__ == ["a group's note"]
+    assert repr(first) == "ValueError('outer')"
+    assert repr(first.__cause__) == "KeyError('inner')"
+    assert isinstance(second, NotPicklable)
+    assert second.original_type == "jobs.TwoArguments"
+
+
+HARMFUL = [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), asyncio.CancelledError("x"), StopIteration(1),
+           StopAsyncIteration(2)]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", HARMFUL, ids=repr)
+async def test_an_exception_that_would_harm_the_caller_arrives_wrapped(pool: AioPool, error: BaseException) -> None:
+    """Neither does it stop the loop, nor vanish in a task group, nor is it refused by the future."""
+    with pytest.raises(ExceptionGroup) as caught:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(pool.apply(jobs.fail, (error,)))
+    (aborted,) = caught.value.exceptions
+    assert isinstance(aborted, CallAborted)
+    assert type(aborted.__cause__) is type(error)
+    assert type(error).__name__ in str(aborted)
+    with pytest.raises(CallAborted):
+        await pool.map(jobs.fail, [error])
+    with pytest.raises(CallAborted):
+        [value async for value in pool.imap(jobs.fail, [error])]
+
+
+async def test_a_base_exception_of_the_users_own_arrives_as_itself(pool: AioPool) -> None:
+    """Only those that mean something else to asyncio are wrapped."""
+    with pytest.raises(OwnBaseException):
+        await pool.apply(jobs.fail, (OwnBaseException(1),))
+
+
+class OwnBaseException(BaseException):
+    """Not an Exception."""
+
+
+async def test_a_coroutine_function_is_a_clear_error(pool: AioPool) -> None:
+    """And nothing warns that a coroutine was never awaited."""
+    with pytest.raises(TypeError, match="coroutine_function is a coroutine function"):
+        await pool.apply(jobs.coroutine_function)
+
+
+async def test_arguments_travel_as_they_are_at_the_call(pool: AioPool) -> None:
+    """They are pickled before the call returns, so what happens to them later does not matter."""
+    numbers = [1, 2, 3]
+    blocking = pool.submit(jobs.square, 2)
+    result = pool.submit(jobs.total, numbers)
+    mapped = pool.map_async(jobs.total, [numbers, numbers])
+    numbers.append(1000)
+    await blocking
+    assert (await result, await mapped) == (6, [6, 6])
+
+
+async def test_callables_of_all_kinds_are_called(pool: AioPool) -> None:
+    """Partials, bound methods, classes, builtins."""
+    assert await pool.apply(functools.partial(jobs.add, 1, c=5), (2,)) == 8
+    assert await pool.apply("abc".upper) == "ABC"
+    assert await pool.apply(jobs.TwoArguments.mro) == jobs.TwoArguments.mro()
+    assert await pool.apply(dict, (), {"a": 1}) == {"a": 1}
+    assert await pool.apply(pow, (2, 10)) == 1024
+
+
+@pytest.mark.parametrize("size", [0, 1, 64 * 1024 - 40, 64 * 1024, 64 * 1024 + 1, 3_000_000])
+async def test_values_of_every_size_go_both_ways(pool: AioPool, size: int) -> None:
+    """Below, at and above the size from which a payload is received into a buffer of its own."""
+    value = bytes(size)
+    assert await pool.apply(jobs.same, (value,)) == value
+
+
+async def test_the_errors_can_be_pickled_themselves(pool: AioPool) -> None:
+    """A job may hand them on from a pool of its own."""
+    error = NotPicklable("result", "f", "TypeError", "no", "tb")
+    copy: Any = await pool.apply(jobs.same, (error,))
+    assert vars(copy) == vars(error)
+    assert str(pickle.loads(pickle.dumps(RemoteTraceback("text")))) == '\n"""\ntext"""'

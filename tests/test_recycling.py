@@ -1,0 +1,89 @@
+"""Recycling: how many calls a worker serves, and that none is lost or run twice over it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+import jobs
+import pytest
+from latch import Latch
+
+from aiopool import AioPool
+from aiopool.recycling import RecyclePolicy
+
+
+def test_a_worker_without_a_limit_is_never_spent() -> None:
+    """And takes chunks of any size."""
+    policy = RecyclePolicy(None)
+    assert not policy.spent(10**9)
+    assert policy.fits(10**9, 10**9)
+    assert policy.chunksize(12345) == 12345
+
+
+@pytest.mark.parametrize(("limit", "wanted", "size"), [(10, 7, 5), (10, 100, 10), (7, 4, 1), (1, 50, 1), (12, 5, 4)])
+def test_an_automatic_chunk_divides_the_limit(limit: int, wanted: int, size: int) -> None:
+    """So that chunks use a worker up without a remainder."""
+    assert RecyclePolicy(limit).chunksize(wanted) == size
+
+
+def test_a_chunk_fits_what_is_left_and_a_fresh_worker_takes_any() -> None:
+    """Or a chunk that is larger than the limit would never run."""
+    policy = RecyclePolicy(5)
+    assert policy.fits(3, 2)
+    assert not policy.fits(4, 2)
+    assert policy.fits(0, 100)
+    assert policy.spent(5)
+    assert not policy.spent(4)
+
+
+@pytest.mark.parametrize(("calls", "limit"), [(7, 1), (10, 5), (11, 5), (3, 100)])
+async def test_calls_use_exactly_as_many_processes_as_it_takes(start_method: str, calls: int, limit: int) -> None:
+    """ceil(n/k) processes for n calls with ``maxtasksperchild=k``, when one worker serves them."""
+    async with AioPool(1, maxtasksperchild=limit, context=start_method) as pool:
+        pids = [await pool.apply(jobs.pid_of) for _ in range(calls)]
+    assert max(Counter(pids).values()) == min(limit, calls)
+    assert len(set(pids)) == -(-calls // limit)
+
+
+async def test_a_map_uses_exactly_as_many_processes_as_it_takes() -> None:
+    """Items are counted, not chunks."""
+    async with AioPool(1, maxtasksperchild=7) as pool:
+        pids = await pool.map(jobs.pid_of, range(100))
+    assert sorted(Counter(pids).values()) == [2] + [7] * 14
+
+
+async def test_an_automatic_chunk_never_exceeds_what_a_worker_has_left() -> None:
+    """After a few single calls, a worker goes early rather than take a chunk that is too large for it."""
+    async with AioPool(1, maxtasksperchild=4) as pool:
+        pids = [await pool.apply(jobs.pid_of) for _ in range(3)]
+        pids += await pool.map(jobs.pid_of, range(32))
+    assert max(Counter(pids).values()) == 4
+
+
+async def test_a_larger_chunk_that_was_asked_for_is_finished() -> None:
+    """Then the worker goes."""
+    async with AioPool(1, maxtasksperchild=2) as pool:
+        pids = await pool.map(jobs.pid_of, range(10), chunksize=5)
+    assert sorted(Counter(pids).values()) == [5, 5]
+
+
+async def test_a_backlog_survives_recycling_none_lost_and_none_twice() -> None:
+    """Ten thousand calls on workers that serve a hundred each."""
+    async with AioPool(2, maxtasksperchild=100) as pool:
+        results = await asyncio.gather(*(pool.apply(jobs.same, (number,)) for number in range(10_000)))
+        assert results == list(range(10_000))
+        pids = await pool.map(jobs.pid_of, range(1000), chunksize=1)
+    assert max(Counter(pids).values()) <= 100
+
+
+async def test_never_more_calls_run_than_there_are_seats(latch: Latch, gate: Latch) -> None:
+    """A successor waits for its seat, though it is ready: here each call is its worker's last, and none ends."""
+    async with AioPool(2, maxtasksperchild=1) as pool:
+        results = [pool.submit(jobs.tell_and_wait, latch.path, gate.path, number) for number in range(6)]
+        assert {await latch.told(), await latch.told()} == {"0", "1"}
+        while repr(pool) != "<AioPool running: 4 workers, 2 busy, 4 calls waiting>":
+            await asyncio.sleep(0)
+        assert latch.told_already() == []
+        gate.let(6)
+        assert await asyncio.gather(*results) == list(range(6))
