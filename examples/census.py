@@ -115,9 +115,8 @@ def python_files(folder: Path) -> list[Path]:
 
 async def survey_all(files: list[Path], processes: int | None) -> list[Report]:
     """Survey the files in worker processes; show the progress."""
-    workers = processes or os.cpu_count() or 1
-    chunksize = max(1, min(LARGEST_CHUNK, len(files) // (CHUNKS_PER_WORKER * workers)))
     async with AioPool(processes) as pool:
+        chunksize = max(1, min(LARGEST_CHUNK, len(files) // (CHUNKS_PER_WORKER * pool.processes)))
         reports = pool.imap_unordered(survey, files, chunksize)
         return [report async for report in tqdm(reports, "with the pool", len(files), unit=" files")]
 

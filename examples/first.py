@@ -1,9 +1,9 @@
-import asyncio  # noqa: D100
+import asyncio
 
 from aiopool import AioPool
 
 
-async def main() -> None:  # noqa: D103
+async def main() -> None:
     async with AioPool() as pool:
         print("apply:", await pool.apply(pow, (2, 100)))
         print("map:", await pool.map(sum, [range(10**3), range(10**5), range(10**7)]))

@@ -13,7 +13,12 @@ from pathlib import Path
 
 import pytest
 import uvloop
+from hypothesis import settings
+
 from latch import Latch
+
+settings.register_profile("here", deadline=None, derandomize=True)
+settings.load_profile("here")
 
 START_METHODS = ("forkserver", "spawn", "fork")
 

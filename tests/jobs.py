@@ -33,7 +33,7 @@ def same(value: Any) -> Any:
 
 def tell(path: str, text: object) -> None:
     """Write a line into a `latch.Latch`."""
-    with open(path, "a") as fifo:  # noqa: PTH123 - a worker need not import pathlib for this
+    with open(path, "a") as fifo:
         fifo.write(f"{text}\n")
 
 
@@ -71,7 +71,7 @@ def tell_and_swallow_everything(path: str) -> NoReturn:
         try:
             while True:
                 pass
-        except BaseException:  # noqa: S110 - what the test is about
+        except BaseException:
             pass
 
 
@@ -127,7 +127,7 @@ def fail_to_initialize(path: str | None = None) -> NoReturn:
 
 def fail_to_initialize_after(path: str, good: int) -> None:
     """Succeed in the first ``good`` processes that get here, fail in all later ones."""
-    with open(path, "ab") as counter:  # noqa: PTH123
+    with open(path, "ab") as counter:
         counter.write(b".")
         if counter.tell() > good:
             raise LookupError("no such model")
@@ -135,7 +135,7 @@ def fail_to_initialize_after(path: str, good: int) -> None:
 
 def leave_marks_at_exit(path: str) -> None:
     """Initializer: have an atexit handler write into a file."""
-    import atexit  # noqa: PLC0415
+    import atexit
 
     atexit.register(tell, path, "atexit")
 
@@ -148,21 +148,21 @@ def start_thread_that_never_ends() -> None:
     threading.Thread(target=threading.Event().wait, daemon=False).start()
 
 
-class TwoArguments(Exception):  # noqa: N818
+class TwoArguments(Exception):
     """Cannot be made from its ``args``, as pickle does it."""
 
     def __init__(self, a: int, b: int) -> None:
         super().__init__(f"{a} and {b}")
 
 
-class KeepsLock(Exception):  # noqa: N818
+class KeepsLock(Exception):
     """Holds what cannot be pickled."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text, threading.Lock())
 
 
-class BadState(Exception):  # noqa: N818
+class BadState(Exception):
     """Does not survive being unpickled."""
 
     def __init__(self, text: str) -> None:
@@ -173,14 +173,14 @@ class BadState(Exception):  # noqa: N818
         raise RuntimeError("no state, please")
 
 
-class ReducesToNone(Exception):  # noqa: N818
+class ReducesToNone(Exception):
     """Breaks the pickle protocol."""
 
     def __reduce__(self) -> Any:
         return None
 
 
-class ReducesToExit(Exception):  # noqa: N818
+class ReducesToExit(Exception):
     """Leaves while it is pickled."""
 
     def __reduce__(self) -> Any:
@@ -226,7 +226,7 @@ def raise_in_except() -> NoReturn:
     try:
         raise KeyError("inner")
     except KeyError:
-        raise ValueError("outer")  # noqa: B904
+        raise ValueError("outer")
 
 
 def raise_group() -> NoReturn:
@@ -255,7 +255,7 @@ def flood(size: int) -> int:
     sys.stderr.write("y" * size)
     os.write(1, b"z" * 1000)
     os.write(2, b"z" * 1000)
-    import ctypes  # noqa: PLC0415
+    import ctypes
 
     ctypes.CDLL(None).printf(b"from C\n")
     subprocess.run([sys.executable, "-c", "import os; os.write(1, b'child'); os.write(2, b'child')"], check=True)
@@ -269,8 +269,8 @@ def subprocess_that_is_terminated() -> int:
 
 
 def multiprocessing_process_that_is_terminated(method: str) -> int | None:
-    import multiprocessing  # noqa: PLC0415
-    import time  # noqa: PLC0415
+    import multiprocessing
+    import time
 
     process = multiprocessing.get_context(method).Process(target=time.sleep, args=(1000,))  # type: ignore[attr-defined]
     process.start()
@@ -281,9 +281,9 @@ def multiprocessing_process_that_is_terminated(method: str) -> int | None:
 
 
 def pool_in_a_job(method: str) -> list[int]:
-    import asyncio  # noqa: PLC0415
+    import asyncio
 
-    from aiopool import AioPool  # noqa: PLC0415
+    from aiopool import AioPool
 
     async def main() -> list[int]:
         async with AioPool(1, context=method) as pool:
@@ -314,7 +314,7 @@ def handlers() -> dict[int, str]:
 def descriptors() -> list[str]:
     """Return what is open here."""
     found = []
-    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - a worker need not import pathlib for this
+    for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(FileNotFoundError):  # the one that lists them
-            found.append(os.readlink(f"/proc/self/fd/{name}"))  # noqa: PTH115
+            found.append(os.readlink(f"/proc/self/fd/{name}"))
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from pathlib import Path
 from types import TracebackType
@@ -40,10 +41,8 @@ class Latch:
 
     def told_already(self) -> list[str]:
         """Return the lines that jobs have written and nobody asked for."""
-        try:
+        with contextlib.suppress(BlockingIOError):  # nothing was written
             self._read += os.read(self._fd, 65536)
-        except BlockingIOError:
-            pass
         lines, self._read = self._read.decode().splitlines(), b""
         return lines
 

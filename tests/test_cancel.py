@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import Callable
 
 import anyio
-import jobs
 import pytest
+
+import jobs
+from aiopool import AioPool
 from conftest import is_gone
 from latch import Latch
 from test_crash import gone
-
-from aiopool import AioPool
 
 pytestmark = pytest.mark.both_loops
 

@@ -7,12 +7,12 @@ import os
 import signal
 from pathlib import Path
 
-import jobs
 import pytest
+
+import jobs
+from aiopool import AioPool, WorkerDied
 from conftest import is_gone
 from latch import Latch
-
-from aiopool import AioPool, WorkerDied
 
 pytestmark = pytest.mark.both_loops
 

@@ -37,7 +37,7 @@ TOLERATED = frozenset(
 )
 """What the dispatcher is known to do wrong; without an entry, the machine checks that, too."""
 
-REACTIONS = (None,) * 6 + ("submit", "submit", "cancel", "close", "terminate")
+REACTIONS = (None,) * 12 + ("submit",) * 4 + ("cancel",) * 3 + ("close", "terminate")
 
 
 @dataclasses.dataclass(eq=False)
@@ -70,6 +70,7 @@ class Process:
     killed: bool = False
     dismissed: bool = False
     spent: bool = False
+    stuck: bool = False  # it has read ahead, and could not give everything back
     taken: int = 0
     served: int = 0
     held: deque[Ticket] = dataclasses.field(default_factory=deque)  # sent and not answered, as far as is known
@@ -168,6 +169,13 @@ class World:
         self._decide(("tick", due), self.dispatcher.tick)
         assert all(self.processes[number].killed for number in due if number in self.processes)
 
+    def wait_until_due(self) -> bool:
+        """Time passes up to what the dispatcher waits for; return whether there was anything."""
+        deadline = self.dispatcher.deadline()
+        if deadline is not None:
+            self.wait(max(0.0, deadline - self.now))
+        return deadline is not None
+
     # What workers do.
 
     def become_ready(self, process: Process) -> None:
@@ -178,9 +186,10 @@ class World:
 
     def become_unfit(self, process: Process) -> None:
         """A worker says that its initializer failed."""
-        process.unfit = True
-        self._doom()
-        process.due = self.now + dispatch.LEAVE_GRACE
+        if not process.killed:
+            process.unfit = True
+            process.due = self.now + dispatch.LEAVE_GRACE
+            self._doom()
         self._decide(("unfit",), lambda now: self.dispatcher.unfit(process.number, InitializerError("unfit"), now))
 
     def begin(self, process: Process) -> None:
@@ -203,6 +212,7 @@ class World:
         counts = not process.killed
         if counts:
             assert process.held.popleft() is ticket
+            process.stuck = False
             process.served += ticket.call.weight
             self.losses = 0
         event = ("replied", ticket, reply, counts)
@@ -254,7 +264,7 @@ class World:
         assert all(ticket.decided is not None for ticket in victims)
         assert all(ticket.decided is CANCELLED for ticket in spared if ticket.cancelled and not self.terminated)
 
-    def _is_loss(self, process: Process, begun: bool) -> bool:  # noqa: FBT001 - a fact among facts
+    def _is_loss(self, process: Process, begun: bool) -> bool:
         """Whether this death tells that workers are no good."""
         if process.unfit or process.late:
             return True
@@ -336,7 +346,7 @@ class World:
         assert not process.spent, "it has served enough"
         assert self._in_seat(process.seat)[0] is process, "its seat is not vacant yet"
         assert len(process.held) < self.depth
-        assert not any(other.cancelled for other in process.held), "it is about to be killed"
+        assert not (process.held and process.held[0].cancelled), "it is about to be killed"
         assert self._fits(process, ticket)
         if process.held:
             assert not self._idle(), "another worker is free"
@@ -349,7 +359,7 @@ class World:
         assert not process.held, "it has something in hand"
         done = (self.closing or self.broken) and not self.queue
         if done and "sends back what it recalled while closing" not in TOLERATED:
-            behind = any(len(other.held) > 1 for other in self.processes.values() if other.seated)
+            behind = any(len(p.held) > 1 and not p.stuck for p in self.processes.values() if p.seated)
             done = not behind or self._in_seat(process.seat)[0] is not process
         assert done or process.spent or (self.queue and not self._fits(process, self.queue[0])), "it is needed"
         process.dismissed = True
@@ -376,7 +386,7 @@ class World:
                 assert outcome.call == ticket.call.name
                 assert not ticket.cancelled
             case BrokenPool():
-                assert self.losses > dispatch.FAILURE_BUDGET
+                assert self.broken
                 assert ticket in self.queue
                 assert outcome.__cause__ is self.dispatcher.cause
             case PoolTerminated():
@@ -411,7 +421,7 @@ class World:
         kept = [process.inbox.popleft() for _ in range(min(self.kept_back, len(process.inbox)))]
         if "repeats a recall for ever" in TOLERATED:
             self.kept_back = 0
-        back, process.inbox = list(process.inbox), deque(kept)
+        back, process.inbox, process.stuck = list(process.inbox), deque(kept), bool(kept)
         for ticket in back:
             if ticket in process.held:
                 process.held.remove(ticket)
@@ -501,6 +511,7 @@ class World:
             assert self.phase is (PoolPhase.CLOSED if over else PoolPhase.CLOSING)
         elif self.broken:
             assert self.phase is PoolPhase.BROKEN
+            assert not self.queue or "leaves requeued calls when broken" in TOLERATED
         elif self.phase is not PoolPhase.NEW:
             firsts = [self._in_seat(seat)[:1] for seat in range(self.seats)]
             if self.phase is PoolPhase.STARTING:
@@ -523,9 +534,10 @@ class World:
         assert not (idle and self.queue), "a call waits although a worker is idle"
         if self.queue:
             for process in self._servers():
-                assert len(process.held) == self.depth or not self._fits(process, self.queue[0]), "not sent ahead"
-        if idle and not self.kept_back:
-            assert all(len(p.held) < 2 for p in self.processes.values() if p.seated), "not taken back"
+                full = len(process.held) == self.depth or process.stuck
+                assert full or not self._fits(process, self.queue[0]), "not sent ahead"
+        if idle:
+            assert all(len(p.held) < 2 or p.stuck for p in self.processes.values() if p.seated), "not taken back"
 
     def _check_seats(self) -> None:
         """Every seat has a worker, and every spent worker a successor, or they are to come."""
@@ -542,11 +554,9 @@ class World:
         """Let everybody do what they have to, until nothing is left to happen."""
         self.spawns_to_fail = self.kept_back = 0
         for _ in range(1000):
-            if not any([self._step(process) for process in list(self.processes.values())]):
-                deadline = self.dispatcher.deadline()
-                if deadline is None or self.phase is PoolPhase.CLOSED:
+            if not any(self._step(process) for process in list(self.processes.values())):
+                if self.phase is PoolPhase.CLOSED or not self.wait_until_due():
                     return
-                self.wait(max(0.0, deadline - self.now))
             self.check()
         raise AssertionError("it never comes to rest")
 
@@ -568,19 +578,67 @@ class World:
             return False
         return True
 
-    def end(self) -> None:
-        """Let everything come to its end."""
-        self.settle()
-        stuck = [ticket for ticket in self.tickets if ticket.decided is None]
-        if not (self.phase is PoolPhase.BROKEN and "leaves requeued calls when broken" in TOLERATED):
-            assert not stuck, "calls are left"
-        if self.phase is PoolPhase.RUNNING:
-            assert len(self._idle()) == len(self.processes) == self.seats
+    def end(self, *, at_once: bool) -> None:
+        """Close the pool, at once or when there is nothing left to do, and let everything come to its end."""
+        if not at_once:
+            self._come_to_rest()
         self.close()
         self.settle()
         assert self.phase is PoolPhase.CLOSED
         assert not self.processes
         assert all(len(ticket.outcomes) == 1 for ticket in self.tickets)
+
+    def _come_to_rest(self) -> None:
+        self.settle()
+        stuck = [ticket for ticket in self.tickets if ticket.decided is None]
+        assert not stuck or self.phase is PoolPhase.BROKEN, "calls are left"
+        if self.phase is PoolPhase.RUNNING:
+            assert len(self._idle()) == len(self.processes) == self.seats
+
+
+def fresh(process: Process) -> bool:
+    """Whether it may say how its initializer went."""
+    return not process.ready and not process.unfit
+
+
+def able(process: Process) -> bool:
+    """Whether it may begin a call."""
+    return bool(process.inbox) and process.running is None and process.seated
+
+
+def running(process: Process) -> bool:
+    """Whether it runs a call."""
+    return process.running is not None and process.seated
+
+
+def heard(process: Process) -> bool:
+    """Whether replies of it are on their way."""
+    return bool(process.outbox)
+
+
+def seated(process: Process) -> bool:
+    """Whether it still counts for its seat."""
+    return process.seated
+
+
+def unwanted(process: Process) -> bool:
+    """Whether it was killed or is leaving."""
+    return process.killed or process.leaving
+
+
+def unproven(process: Process) -> bool:
+    """Whether its death would tell that workers are no good."""
+    return process.seated and not process.served and not process.held
+
+
+def anyone(process: Process) -> bool:
+    """Whether it is there."""
+    return bool(process)
+
+
+def is_there(suits: Callable[[Process], bool]) -> Callable[[Machine], bool]:
+    """Return whether there is a process that suits."""
+    return lambda machine: any(map(suits, machine.world.processes.values()))
 
 
 class Machine(RuleBasedStateMachine):
@@ -589,25 +647,28 @@ class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.world = World(1, 1, None)
+        self.hasty = False
 
     @initialize(
         seats=st.integers(1, 3),
-        depth=st.integers(1, 3),
+        depth=st.sampled_from([1, 2, 3, 3]),
         limit=st.sampled_from([None, 1, 2, 5]),
-        warm=st.sampled_from([True, True, True, False]),
+        warm=st.sampled_from([True] * 5 + [False]),
+        hasty=st.booleans(),
     )
-    def set_up(self, *, seats: int, depth: int, limit: int | None, warm: bool) -> None:
+    def set_up(self, *, seats: int, depth: int, limit: int | None, warm: bool, hasty: bool) -> None:
         """A pool, mostly one that runs already."""
+        self.hasty = hasty
         self.world = World(seats, depth, limit)
         if warm:
             self.world.start()
             for process in list(self.world.processes.values()):
                 self.world.become_ready(process)
 
-    def some(self, pick: int, suits: Callable[[Process], object]) -> Process | None:
-        """Choose a process, if there is one that suits."""
-        found = [process for process in self.world.processes.values() if suits(process)]
-        return found[pick % len(found)] if found else None
+    def some(self, suits: Callable[[Process], bool], pick: int) -> Process:
+        """Choose one of the processes that suit."""
+        found = list(filter(suits, self.world.processes.values()))
+        return found[pick % len(found)]
 
     # Users.
 
@@ -619,7 +680,7 @@ class Machine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.world.phase is PoolPhase.RUNNING)
     @rule(
-        count=st.integers(1, 5),
+        count=st.sampled_from([1, 2, 3, 7]),
         weight=st.sampled_from([1, 1, 1, 2, 3, 7]),
         automatic=st.booleans(),
         reaction=st.sampled_from(REACTIONS),
@@ -633,123 +694,124 @@ class Machine(RuleBasedStateMachine):
                 self.world.submit(weight, automatic=automatic, reaction=None if number else reaction)
 
     @precondition(lambda self: self.world.tickets)
-    @rule(pick=st.integers(0, 11), unfinished=st.sampled_from([True, True, True, False]))
-    def cancel(self, *, pick: int, unfinished: bool) -> None:
+    @rule(pick=st.integers(0, 11), which=st.sampled_from(["unfinished", "unfinished", "held", "held", "any"]))
+    def cancel(self, *, pick: int, which: str) -> None:
         """Somebody cancels a call, mostly one that has not ended."""
-        tickets = [ticket for ticket in self.world.tickets if ticket.decided is None or not unfinished]
+        tickets = self.world.tickets
+        if which != "any":
+            tickets = [ticket for ticket in tickets if ticket.decided is None]
+        if which == "held":
+            tickets = [ticket for ticket in tickets if ticket not in self.world.queue]
         if tickets:
             self.world.cancel(tickets[pick % len(tickets)])
 
     @precondition(lambda self: self.world.tickets)
-    @rule(pick=st.integers(0, 11))
+    @rule(pick=st.integers(0, 3))
     def withdraw(self, *, pick: int) -> None:
         """Somebody withdraws one of the latest calls."""
         self.world.withdraw(self.world.tickets[-1 - pick % len(self.world.tickets)])
 
-    @rule(dice=st.integers(0, 9))
-    def close(self, *, dice: int) -> None:
-        """The pool is closed; seldom, for that ends it."""
-        if dice == 9:
-            self.world.close()
-
-    @rule(dice=st.integers(0, 9))
-    def terminate(self, *, dice: int) -> None:
-        """The pool is terminated; seldom, for that ends it."""
-        if dice == 9:
+    @rule(dice=st.integers(0, 29))
+    def end(self, *, dice: int) -> None:
+        """The pool is closed or terminated; seldom, for then there is not much left to see."""
+        if dice == 13:  # hypothesis prefers the ends of a range
             self.world.terminate()
+        elif dice in (11, 17):
+            self.world.close()
 
     # Workers.
 
+    @precondition(is_there(fresh))
     @rule(pick=st.integers(0, 5))
     def become_ready(self, *, pick: int) -> None:
         """A worker is ready; one that is killed may have said so before."""
-        if process := self.some(pick, lambda process: not process.ready and not process.unfit):
+        self.world.become_ready(self.some(fresh, pick))
+
+    @precondition(is_there(fresh))
+    @rule()
+    def become_ready_all(self) -> None:
+        """All workers are ready."""
+        for process in list(filter(fresh, self.world.processes.values())):
             self.world.become_ready(process)
 
-    @rule(pick=st.integers(0, 5))
-    def become_unfit(self, *, pick: int) -> None:
-        """A worker's initializer fails."""
-        if process := self.some(pick, lambda process: not process.ready and not process.unfit and process.seated):
-            self.world.become_unfit(process)
-
+    @precondition(is_there(able))
     @rule(pick=st.integers(0, 5))
     def begin(self, *, pick: int) -> None:
         """A worker begins its next call."""
-        if process := self.some(pick, lambda process: process.inbox and not process.running and process.seated):
-            self.world.begin(process)
+        self.world.begin(self.some(able, pick))
 
-    @rule(pick=st.integers(0, 5), heard=st.booleans())
-    def answer(self, *, pick: int, heard: bool) -> None:
-        """A call returns; its reply may be on its way for a while."""
-        if process := self.some(pick, lambda process: process.running and process.seated):
-            self.world.answer(process)
-            while heard and process.outbox:
-                self.world.deliver(process)
+    @precondition(is_there(running))
+    @rule(pick=st.integers(0, 5))
+    def answer(self, *, pick: int) -> None:
+        """A call returns; its reply is on its way for a while."""
+        self.world.answer(self.some(running, pick))
 
+    @precondition(is_there(heard))
     @rule(pick=st.integers(0, 5))
     def deliver(self, *, pick: int) -> None:
         """A reply arrives, maybe too late."""
-        if process := self.some(pick, lambda process: process.outbox):
-            self.world.deliver(process)
+        self.world.deliver(self.some(heard, pick))
 
-    @rule(pick=st.integers(0, 5))
-    def serve(self, *, pick: int) -> None:
-        """A worker serves its next call from beginning to end."""
-        if process := self.some(pick, lambda process: process.inbox and not process.running and process.seated):
-            self.world.begin(process)
-            self.world.answer(process)
-            while process.outbox:
+    @precondition(is_there(able))
+    @rule(pick=st.integers(0, 5), count=st.integers(1, 4))
+    def serve(self, *, pick: int, count: int) -> None:
+        """A worker serves its next calls from beginning to end."""
+        process = self.some(able, pick)
+        for _ in range(count):
+            if able(process):
+                self.world.begin(process)
+                self.world.answer(process)
                 self.world.deliver(process)
 
-    @rule(pick=st.integers(0, 5), exitcode=st.sampled_from([0, 1, -9, None]), read=st.sampled_from([0, 0, 1, 2]))
-    def die(self, *, pick: int, exitcode: int | None, read: int) -> None:
-        """A worker dies, at any time."""
-        if process := self.some(pick, lambda _: True):
-            self.world.die(process, exitcode, read=read)
-
-    @rule(pick=st.integers(0, 5))
-    def be_gone(self, *, pick: int) -> None:
-        """A worker that was killed or told to leave is gone."""
-        if process := self.some(pick, lambda process: process.killed or process.leaving):
+    @precondition(is_there(unwanted))
+    @rule()
+    def be_gone(self) -> None:
+        """Workers that were killed or told to leave are gone."""
+        for process in list(filter(unwanted, self.world.processes.values())):
             self.world.die(process, 0)
 
-    @rule(pick=st.integers(0, 5), way=st.integers(0, 2))
-    def garble(self, *, pick: int, way: int) -> None:
-        """A worker sends nonsense."""
-        if process := self.some(pick, lambda process: process.seated):
-            self.world.garble(process, way)
+    @precondition(is_there(anyone))
+    @rule(
+        pick=st.integers(0, 5),
+        kind=st.sampled_from(["dies", "dies", "garbles", "is unfit", "is lost", "is lost"]),
+        exitcode=st.sampled_from([0, 1, -9, None]),
+        count=st.integers(0, 7),
+    )
+    def mishap(self, *, pick: int, kind: str, exitcode: int | None, count: int) -> None:
+        """A worker comes to grief."""
+        if kind == "dies":
+            self.world.die(self.some(anyone, pick), exitcode, read=max(0, count - 4))
+        elif kind == "garbles" and is_there(seated)(self):
+            self.world.garble(self.some(seated, pick), count % 3)
+        elif kind == "is unfit" and is_there(fresh)(self):
+            self.world.become_unfit(self.some(fresh, pick))
+        elif kind == "is lost":
+            self.lose(count, exitcode)
 
-    @rule(count=st.integers(1, 7), patient=st.booleans())
-    def misfortune(self, *, count: int, patient: bool) -> None:
-        """Fresh workers die one after the other."""
+    def lose(self, count: int, exitcode: int | None) -> None:
+        """Workers that have not served yet die, one after the other."""
         for _ in range(count):
-            if process := self.some(0, lambda process: not process.served and process.seated and not process.held):
-                self.world.die(process, 1)
-            if patient and (deadline := self.world.dispatcher.deadline()) is not None:
-                self.world.wait(max(0.0, deadline - self.world.now))
+            if is_there(unproven)(self):
+                self.world.die(self.some(unproven, 0), exitcode)
+                self.world.wait_until_due()
 
     # The world at large.
 
-    @rule(seconds=st.sampled_from([0.0, 0.01, 0.15, 1.0, 6.0, 61.0]))
-    def wait(self, *, seconds: float) -> None:
-        """Time passes."""
-        self.world.wait(seconds)
+    @precondition(lambda self: self.world.processes or self.world.queue)
+    @rule(seconds=st.sampled_from([None, None, None, 0.0, 0.01, 0.15, 1.0, 6.0, 61.0]))
+    def wait(self, *, seconds: float | None) -> None:
+        """Time passes: so much, or up to what the dispatcher waits for."""
+        if seconds is None:
+            self.world.wait_until_due()
+        else:
+            self.world.wait(seconds)
 
-    @rule()
-    def reach_deadline(self) -> None:
-        """Time passes, up to what the dispatcher waits for."""
-        if (deadline := self.world.dispatcher.deadline()) is not None:
-            self.world.wait(max(0.0, deadline - self.world.now))
-
-    @rule(count=st.integers(1, 2))
-    def run_out_of_descriptors(self, *, count: int) -> None:
-        """The next processes cannot be started."""
-        self.world.spawns_to_fail = count
-
-    @rule(count=st.integers(1, 2))
-    def read_ahead(self, *, count: int) -> None:
-        """The next worker that is to give calls back has read some already."""
-        self.world.kept_back = count
+    @precondition(lambda self: self.world.phase is not PoolPhase.CLOSED)
+    @rule(spawns=st.integers(0, 2), recalls=st.integers(0, 2))
+    def set_a_trap(self, *, spawns: int, recalls: int) -> None:
+        """The next processes cannot be started; the next worker to give calls back has read some already."""
+        self.world.spawns_to_fail = spawns
+        self.world.kept_back = recalls
 
     @invariant()
     def holds(self) -> None:
@@ -759,11 +821,16 @@ class Machine(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Everything comes to its end."""
         if sys.exc_info()[0] is None:  # a world that has gone wrong would only hide where
-            self.world.end()
+            self.world.end(at_once=self.hasty)
 
 
 Machine.TestCase.settings = settings(
-    max_examples=300, stateful_step_count=60, deadline=None, derandomize=True, database=None
+    max_examples=800,
+    stateful_step_count=60,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    report_multiple_bugs=False,
 )
 
 

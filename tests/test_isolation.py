@@ -9,11 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jobs
 import pytest
-from latch import Latch
 
+import jobs
 from aiopool import AioPool
+from latch import Latch
 
 HERE = Path(__file__).parent
 
@@ -119,7 +119,11 @@ def test_a_fresh_worker_is_light(method: str) -> None:
         "print('aiopool.worker.main' in modules, sorted(modules & {'asyncio', 'anyio', 'aiopool.pool'}))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", "-c", program], cwd=HERE, capture_output=True, text=True, check=True
+        [sys.executable, "-X", "dev", "-W", "error", "-c", program],
+        cwd=HERE,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert (done.stdout, done.stderr) == ("True []\n", "")
 

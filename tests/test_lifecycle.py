@@ -9,16 +9,17 @@ import multiprocessing
 import os
 import threading
 import weakref
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import anyio
-import jobs
 import pytest
-from conftest import START_METHODS, is_gone
-from latch import Latch
 
+import jobs
 from aiopool import AioPool, BrokenPool, InitializerError, PoolNotRunning, PoolTerminated, WorkerDied, WrongLoop
 from aiopool.backends.process import WorkerProcess
+from conftest import START_METHODS, is_gone
+from latch import Latch
 
 pytestmark = pytest.mark.both_loops
 
@@ -82,6 +83,7 @@ async def test_locks_and_queues_of_multiprocessing_go_to_the_initializer(start_m
 
 
 def put_remembered(value: str) -> None:
+    """Use the lock and the queue that the initializer got."""
     _pid, lock, queue = jobs.initialized[0]
     with lock:
         queue.put(value)
@@ -200,6 +202,43 @@ async def test_an_anyio_host_that_cancels_the_exit_gets_a_clean_one(latch: Latch
     assert is_gone(pid)
 
 
+async def test_a_block_in_an_async_generator_that_is_closed_leaves_nothing(latch: Latch) -> None:
+    """It may have to go without awaiting anything, and does."""
+
+    async def block() -> AsyncIterator[asyncio.Future[None]]:
+        async with AioPool(1) as pool:
+            yield pool.submit(jobs.tell_and_spin, latch.path)
+
+    generator = block()
+    result = await anext(generator)
+    pid = int(await latch.told())
+    await generator.aclose()  # type: ignore[attr-defined]
+    assert is_gone(pid)
+    with pytest.raises(PoolTerminated):
+        await result
+
+
+@pytest.mark.parametrize("steps", range(1, 6))
+async def test_a_coroutine_that_is_thrown_away_leaves_nothing(steps: int) -> None:
+    """Wherever in start or exit it stood: without awaiting, its workers are ended."""
+
+    async def block() -> None:
+        async with AioPool(1) as pool:
+            pids.append(await pool.apply(jobs.pid_of))
+
+    pids: list[int] = []
+    coroutine = block()
+    for _ in range(steps):
+        waited_for = coroutine.send(None)
+        waited_for._asyncio_future_blocking = False
+        if steps > 1:
+            await asyncio.wait([waited_for])
+        if pids:
+            break
+    coroutine.close()
+    assert all(is_gone(pid) for pid in pids)
+
+
 async def test_close_terminate_and_join_in_every_order() -> None:
     """Twice is as good as once; join needs one of the others first; nothing is taken afterwards."""
     pool = AioPool(1)
@@ -247,6 +286,7 @@ async def test_an_initializer_that_hangs_is_an_error_in_the_end(monkeypatch: pyt
 
 
 def hang() -> None:
+    """Never return."""
     threading.Event().wait()
 
 

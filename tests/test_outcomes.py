@@ -10,9 +10,9 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-import jobs
 import pytest
 
+import jobs
 from aiopool import AioPool, CallAborted, NotPicklable, RemoteTraceback
 
 pytestmark = pytest.mark.both_loops
@@ -62,18 +62,22 @@ async def test_an_unpicklable_exception_keeps_type_text_and_traceback(pool: AioP
 
 
 def raise_lock() -> None:
+    """Raise what cannot be pickled."""
     raise jobs.KeepsLock("gone wrong")
 
 
 def raise_bad_state() -> None:
+    """Raise what cannot be unpickled."""
     raise jobs.BadState("gone wrong")
 
 
 def raise_reduces_to_none() -> None:
+    """Raise what breaks the protocol."""
     raise jobs.ReducesToNone("gone wrong")
 
 
 def raise_reduces_to_exit() -> None:
+    """Raise what leaves while it is pickled."""
     raise jobs.ReducesToExit("gone wrong")
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
-import jobs
 import pytest
-from latch import Latch
 
+import jobs
 from aiopool import AioPool
 from aiopool.recycling import RecyclePolicy
+from latch import Latch
 
 
 def test_a_worker_without_a_limit_is_never_spent() -> None:

@@ -37,10 +37,10 @@ def check_iterable(name: str, value: Iterable[T]) -> Iterable[T]:
     return value
 
 
-def check_callable(func: object) -> None:
+def check_callable(name: str, value: object) -> None:
     """Raise TypeError for what cannot be called."""
-    if not callable(func):
-        raise TypeError(f"func must be callable, not {func!r}")
+    if not callable(value):
+        raise TypeError(f"{name} must be callable, not {value!r}")
 
 
 def name_of(func: Callable[..., object]) -> str:

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, NoReturn, ParamSpec, Self, TypeVar
 
 import anyio
+import anyio.lowlevel
 
 from . import failures, wire
 from .arguments import at_least_one, check_callable, check_iterable, find_context, name_of, usable_cpus
@@ -76,8 +77,8 @@ class AioPool:
         preload: Sequence[str] = (),
     ) -> None:
         seats = usable_cpus() if processes is None else at_least_one("processes", processes)
-        if initializer is not None and not callable(initializer):
-            raise TypeError(f"initializer must be callable, not {initializer!r}")
+        if initializer is not None:
+            check_callable("initializer", initializer)
         if maxtasksperchild is not None:
             at_least_one("maxtasksperchild", maxtasksperchild)
         if isinstance(preload, str) or not all(isinstance(name, str) for name in preload):
@@ -89,6 +90,11 @@ class AioPool:
         self._backend: Backend = LocalBackend(seats, self._context, task, self._policy)
         self._owner = os.getpid()
         self._finalizer: weakref.finalize[..., Any] | None = None
+
+    @property
+    def processes(self) -> int:
+        """How many calls may run at once."""
+        return self._backend.seats
 
     # Life cycle.
 
@@ -103,9 +109,13 @@ class AioPool:
             raise RuntimeError(f"{self!r} was started before; make a new pool")
         start_methods.end_unguarded_import()
         start_methods.preload(self._context, self._preload)
+        await anyio.lowlevel.checkpoint_if_cancelled()  # anyio loads itself now, not on the way out, descriptors or not
         self._finalizer = weakref.finalize(self, _forgotten, self._backend, self._owner)
         try:
             await self._backend.start()
+        except GeneratorExit:
+            self._leave_at_once()
+            raise
         except BaseException:
             self.terminate()
             await self._settle()
@@ -137,17 +147,30 @@ class AioPool:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if kind is None:
-            self.close()
-            try:
-                await self.join()
-            except BaseException:
-                self.terminate()
-                await self._settle()
-                raise
-        else:
+        if kind is GeneratorExit:
+            self._leave_at_once()
+        elif kind is not None:
             self.terminate()
             await self._settle()
+        else:
+            await self._finish()
+
+    async def _finish(self) -> None:
+        self.close()
+        try:
+            await self.join()
+        except GeneratorExit:
+            self._leave_at_once()
+            raise
+        except BaseException:
+            self.terminate()
+            await self._settle()
+            raise
+
+    def _leave_at_once(self) -> None:
+        """End the workers without waiting: the coroutine that we are in is being closed, and must not await."""
+        self._backend.abandon()
+        self._forget()
 
     async def _settle(self) -> None:
         """Wait for the killed workers' end, which is near, whatever is cancelled meanwhile."""
@@ -207,7 +230,7 @@ class AioPool:
             PoolNotRunning: the pool is not started, or closed.
         """
         self._check_usable()
-        check_callable(func)
+        check_callable("func", func)
         name = name_of(func)
         payload = _pack(name, func, tuple(check_iterable("args", args)), {} if kwds is None else dict(kwds))
         result: AsyncResult[T] = AsyncResult(self._backend, name)
@@ -304,7 +327,7 @@ class AioPool:
         error_callback: Callable[[BaseException], object] | None,
     ) -> MapResult[T]:
         self._check_usable()
-        check_callable(func)
+        check_callable("func", func)
         if chunksize is not None:
             at_least_one("chunksize", chunksize)
         result: MapResult[T] = MapResult(self._backend, name_of(func))
@@ -344,7 +367,7 @@ class AioPool:
         ordered: bool,
     ) -> ImapIterator[T]:
         self._check_usable()
-        check_callable(func)
+        check_callable("func", func)
         at_least_one("chunksize", chunksize)
         ahead = CHUNKS_AHEAD * self._backend.seats if buffersize is None else at_least_one("buffersize", buffersize)
         source = iterable if isinstance(iterable, AsyncIterable) else check_iterable("iterable", iterable)
@@ -401,9 +424,9 @@ def _add_callbacks(
 ) -> None:
     if callback is None and error_callback is None:
         return
-    for each in (callback, error_callback):
-        if each is not None:
-            check_callable(each)
+    for name, value in (("callback", callback), ("error_callback", error_callback)):
+        if value is not None:
+            check_callable(name, value)
 
     def call_back(done: asyncio.Future[T]) -> None:
         if done.cancelled():

@@ -128,6 +128,8 @@ class Window:
                     self._submit(items)
                     items = []
                     await self._until_room()
+                if self._exhausted:
+                    return  # refused: the pool takes no more
         except Exception as raised:  # noqa: BLE001 - of the user's iterator: raised in its turn
             error = raised
         if items:

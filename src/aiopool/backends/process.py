@@ -104,6 +104,7 @@ class WorkerProcess:
         self._observer = observer
         self._start_method = context.get_start_method()
         self._lock = threading.Lock()  # between the thread that starts the process and kill()
+        self._starter: threading.Thread | None = None
         self._unwanted = False
         self._dismissed = False
         self._channel: Channel | None = None
@@ -122,7 +123,8 @@ class WorkerProcess:
         if self._start_method == "fork":
             self._attach(self._fork())
         else:
-            threading.Thread(target=self._start_in_thread, name=f"start AioPoolWorker-{self.number}").start()
+            self._starter = threading.Thread(target=self._start_in_thread, name=f"start AioPoolWorker-{self.number}")
+            self._starter.start()
 
     def send(self, parts: list[bytes]) -> None:
         """Send a frame."""
@@ -144,6 +146,8 @@ class WorkerProcess:
     def abandon(self) -> None:
         """Kill it, wait until it is reaped, and close everything: without the loop's help, and without a report."""
         self.kill()
+        if self._starter is not None:
+            self._starter.join()
         if self.pid is not None:
             self._process.join()
         self._close()

@@ -1,0 +1,157 @@
+"""How exceptions are encoded and decoded, where a whole pool is not needed to see it."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+import jobs
+from aiopool import NotPicklable, RemoteTraceback, failures
+
+
+def travel(error: BaseException) -> BaseException:
+    """Send an exception there and back."""
+    return failures.decode(failures.encode(error), "f")
+
+
+def raised(error: BaseException) -> BaseException:
+    """Return the exception with a traceback."""
+    try:
+        raise error
+    except BaseException as caught:
+        return caught
+
+
+class Odd(Exception):
+    """Everything about it is odd."""
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(text)
+        self.__notes__ = "not a list"
+
+    def __str__(self) -> str:
+        raise SystemExit
+
+
+def test_a_chain_is_kept_however_it_is_tied() -> None:
+    """Cause and context of each, and whether the context is shown."""
+    one, two, three = ValueError(1), KeyError(2), TypeError(3)
+    one.__cause__, two.__context__ = two, three
+    one.__context__ = three
+    arrived = travel(one)
+    remote = arrived.__cause__
+    assert isinstance(remote, RemoteTraceback)
+    assert repr(remote.__cause__) == "KeyError(2)"
+    assert remote.__cause__ is not None
+    assert remote.__cause__.__context__ is arrived.__context__
+    assert repr(arrived.__context__) == "TypeError(3)"
+    assert not remote.__cause__.__suppress_context__
+
+
+def test_a_chain_in_a_circle_ends() -> None:
+    """It arrives as a circle."""
+    one, two = ValueError(1), KeyError(2)
+    one.__context__, two.__context__ = two, one
+    arrived = travel(one)
+    assert arrived.__context__ is not None
+    assert arrived.__context__.__context__ is arrived
+
+
+def test_an_endless_chain_is_cut() -> None:
+    """Its beginning arrives."""
+    first = error = ValueError(0)
+    for number in range(1000):
+        error.__context__ = error = ValueError(number)
+    arrived: BaseException | None = travel(first)
+    length = 0
+    while arrived is not None:
+        arrived = arrived.__context__
+        length += 1
+    assert length == failures.MOST_NODES
+
+
+def test_notes_that_a_reduce_drops_are_added_again() -> None:
+    """And those that arrive by themselves are not doubled."""
+    plain, dropping = ValueError(1), DropsNotes(1)
+    for error in (plain, dropping):
+        error.add_note("one")
+        error.add_note("two")
+        assert travel(error).__notes__ == ["one", "two"]
+
+
+class DropsNotes(ValueError):
+    """Its pickle has the arguments only."""
+
+    def __reduce__(self) -> tuple[type[DropsNotes], tuple[object, ...]]:
+        return type(self), self.args
+
+
+def test_an_exception_that_fails_at_everything_still_arrives() -> None:
+    """As NotPicklable or as itself, with what could be had."""
+    arrived = travel(Odd())
+    assert isinstance(arrived, Odd)
+    stand_in = failures.decode(failures.encode(raised(KeepsLockToo())), "f")
+    assert isinstance(stand_in, NotPicklable)
+    assert "not available" in stand_in.original_text
+
+
+class KeepsLockToo(jobs.KeepsLock):
+    """Neither pickles nor tells its text."""
+
+    def __init__(self) -> None:
+        super().__init__("x")
+
+    def __str__(self) -> str:
+        raise SystemExit
+
+
+def test_groups_within_groups_arrive() -> None:
+    """Of plain classes; one of a class of its own travels by its own pickle."""
+    group = BaseExceptionGroup("outer", [ExceptionGroup("inner", [ValueError(1)]), SystemExit(2)])
+    arrived = travel(group)
+    assert repr(arrived) == repr(group)
+    assert type(arrived) is BaseExceptionGroup
+    assert repr(travel(OwnGroup("own", [ValueError(1)]))) == repr(OwnGroup("own", [ValueError(1)]))
+
+
+class OwnGroup(ExceptionGroup[ValueError]):
+    """A class of the user's own."""
+
+
+def test_what_unpickles_as_something_else_is_not_raised() -> None:
+    """An exception's ``__reduce__`` may return anything."""
+    arrived = travel(Impostor("text"))
+    assert isinstance(arrived, NotPicklable)
+    assert arrived.original_text == "text"
+
+
+class Impostor(Exception):
+    """Turns into a string."""
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        return str, ("not an exception",)
+
+
+def test_ctrl_c_while_unpickling_is_not_swallowed() -> None:
+    """It is somebody at the keyboard."""
+    with pytest.raises(KeyboardInterrupt):
+        failures.decode(failures.encode(InterruptsUnpickling()), "f")
+
+
+class InterruptsUnpickling(Exception):
+    """Raises KeyboardInterrupt where it is unpickled."""
+
+    def __reduce__(self) -> tuple[object, tuple[()]]:
+        return interrupt, ()
+
+
+def interrupt() -> None:
+    """Be somebody at the keyboard."""
+    raise KeyboardInterrupt
+
+
+def test_errors_of_the_pool_survive_pickling() -> None:
+    """With all that they know."""
+    error = NotPicklable("result", "f", "TypeError", "text", "traceback")
+    assert vars(pickle.loads(pickle.dumps(error))) == vars(error)

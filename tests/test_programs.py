@@ -1,0 +1,226 @@
+"""Whole programs, run as users run them: their ends, tidy and untidy, and what they print."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from conftest import START_METHODS, processes
+
+HERE = Path(__file__).parent
+
+
+def run(*args: str) -> tuple[str, str]:
+    """Run Python with options and a program's text; return what it wrote to its output and to its errors."""
+    *options, program = args
+    done = subprocess.run(
+        [sys.executable, *options, "-c", textwrap.dedent(program)], cwd=HERE, capture_output=True, text=True,
+        timeout=50, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("method", START_METHODS)
+def test_a_tidy_program_prints_nothing_of_its_own(method: str) -> None:
+    """Not as workers start, serve, fail, are recycled, are killed, or leave."""
+    out, err = run("-X", "dev", "-W", "error", f"""
+        import asyncio, jobs
+        from aiopool import AioPool
+        async def main():
+            async with AioPool(2, maxtasksperchild=3, context={method!r}) as pool:
+                print(await pool.map(jobs.square, range(10)))
+                print(await asyncio.gather(pool.apply(jobs.fail_at, (3,)), return_exceptions=True))
+                result = pool.submit(jobs.total, iter([]))
+                result.cancel()
+                await asyncio.wait([result])
+        asyncio.run(main())
+    """)  # fmt: skip
+    assert out == f"{[number**2 for number in range(10)]}\n[ValueError(3)]\n"
+    assert err == ""
+
+
+UNGUARDED = """
+import asyncio, jobs
+from aiopool import AioPool
+async def main():
+    async with AioPool(3, context={method!r}) as pool:
+        await pool.apply(jobs.square, (1,))
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_a_missing_guard_is_one_clear_error(method: str, tmp_path: Path) -> None:
+    """No storm of processes or of tracebacks: it is said once what to do."""
+    program = tmp_path / "unguarded.py"
+    program.write_text(UNGUARDED.format(method=method))
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "error", program],
+        env={**os.environ, "PYTHONPATH": str(HERE)}, capture_output=True, text=True, timeout=50, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.count("Traceback") == 1
+    assert 'if __name__ == "__main__":' in done.stderr
+    assert "InitializerError" in done.stderr
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_a_main_module_that_cannot_be_imported_again_is_an_error_not_a_hang(method: str, tmp_path: Path) -> None:
+    """Which points to what the worker printed."""
+    program = tmp_path / "broken.py"
+    program.write_text(
+        "import __main__\nif __name__ != '__main__': raise LookupError('not twice')\n" + UNGUARDED.format(method=method)
+    )
+    done = subprocess.run(
+        [sys.executable, program], env={**os.environ, "PYTHONPATH": str(HERE)}, capture_output=True, text=True,
+        timeout=50, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "LookupError: not twice" in done.stderr
+    assert "exited with code 1 before it was ready" in done.stderr
+
+
+LEAKED = {
+    "in a variable of the main module": """
+        import asyncio, jobs
+        from aiopool import AioPool
+        async def main():
+            global pool
+            pool = AioPool(2, context={method!r})
+            await pool.start()
+            print(await pool.map(jobs.square, range(4)), flush=True)
+            pool.submit(jobs.kill_self, 18)
+        asyncio.run(main())
+    """,
+    "in a coroutine that ended": """
+        import asyncio, jobs
+        from aiopool import AioPool
+        async def main():
+            pool = AioPool(2, context={method!r})
+            await pool.start()
+            print(await pool.map(jobs.square, range(4)), flush=True)
+            pool.submit(jobs.kill_self, 18)
+        asyncio.run(main())
+    """,
+    "with a loop that was never closed": """
+        import asyncio, jobs
+        from aiopool import AioPool
+        async def main():
+            global pool
+            pool = AioPool(2, context={method!r})
+            await pool.start()
+            print(await pool.map(jobs.square, range(4)), flush=True)
+            pool.submit(jobs.kill_self, 18)
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(main())
+    """,
+    "whose start was never finished": """
+        import asyncio, jobs
+        from aiopool import AioPool
+        async def main():
+            global pool, starting
+            pool = AioPool(2, jobs.kill_self, (18,), context={method!r})
+            starting = asyncio.ensure_future(pool.start())
+            await asyncio.sleep(0)
+            print([0, 1, 4, 9], flush=True)
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(main())
+    """,
+}
+
+
+@pytest.mark.parametrize("method", START_METHODS)
+@pytest.mark.parametrize("where", LEAKED)
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_an_interpreter_that_exits_with_a_pool_ends_its_workers(loop: str, method: str, where: str) -> None:
+    """Without a hang: all that it says is one ResourceWarning, and no process is left."""
+    program = "import uvloop\n" + textwrap.dedent(LEAKED[where]).format(method=method)
+    program = program.replace("asyncio.run(", f"{loop}.run(").replace(
+        "asyncio.new_event_loop", f"{loop}.new_event_loop"
+    )
+    out, err = run("-W", "default", program)
+    assert out == "[0, 1, 4, 9]\n"
+    assert err.count("ResourceWarning: unclosed AioPool") == 1, err
+    assert "Traceback" not in err, err
+
+
+@pytest.mark.parametrize("method", START_METHODS)
+@pytest.mark.parametrize("job", ["jobs.tell_and_spin", "jobs.tell_of_grandchild_and_spin", "hold_the_interpreter"])
+def test_a_killed_parent_takes_its_workers_along(method: str, job: str) -> None:
+    """Idle or busy, with what they have started, and even while C code holds the interpreter's lock."""
+    program = f"""
+        import asyncio, jobs, re, sys
+        from aiopool import AioPool
+        def hold_the_interpreter(path):
+            jobs.tell(path, "now")
+            re.match(r"(a+)+$", "a" * 64 + "b")
+        async def main():
+            async with AioPool(2, context={method!r}) as pool:
+                await pool.apply({job}, ("/dev/stdout",))
+        if __name__ == "__main__":
+            asyncio.run(main())
+    """
+    path = HERE / "killed_parent.tmp.py"
+    path.write_text(textwrap.dedent(program))
+    try:
+        before = processes()
+        with subprocess.Popen([sys.executable, path], stdout=subprocess.PIPE, text=True) as parent:
+            assert parent.stdout
+            assert parent.stdout.readline()
+            parent.kill()
+            assert parent.stdout.read() == "", "whoever lives holds the pipe open"
+        for pid in processes().keys() - before.keys():
+            wait_until_gone(pid)
+    finally:
+        path.unlink()
+
+
+def wait_until_gone(pid: int) -> None:
+    """Wait for a process that is not ours: multiprocessing's helpers go a little after their program."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        assert select.select([pidfd], [], [], 20)[0], f"process {pid} is still there"
+    finally:
+        os.close(pidfd)
+
+
+@pytest.mark.parametrize("method", START_METHODS)
+def test_ctrl_c_to_the_whole_group_ends_program_and_busy_workers(method: str) -> None:
+    """With the parent's own traceback and nothing else."""
+    program = f"""
+        import asyncio, jobs
+        from aiopool import AioPool
+        async def main():
+            async with AioPool(2, context={method!r}) as pool:
+                await asyncio.gather(*(pool.apply(jobs.tell_and_spin, ("/dev/stdout",)) for _ in range(4)))
+        asyncio.run(main())
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program)], cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, process_group=0,
+    ) as parent:  # fmt: skip
+        assert parent.stdout
+        assert parent.stderr
+        workers = [int(parent.stdout.readline()) for _ in range(2)]
+        os.killpg(parent.pid, signal.SIGINT)
+        for pid in workers:
+            os.kill(pid, signal.SIGINT)
+        assert parent.stderr.read().count("Traceback (most recent call last)") == parent_tracebacks()
+        assert parent.stdout.read() == ""
+    assert parent.returncode == -signal.SIGINT
+
+
+def parent_tracebacks() -> int:
+    """Return how many tracebacks asyncio.run prints for Ctrl-C: KeyboardInterrupt, from a CancelledError."""
+    return 2

@@ -1,0 +1,53 @@
+"""What a result does with outcomes that are hard to come by in a real pool."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+
+import pytest
+
+from aiopool import AsyncResult, NotPicklable, WorkerDied
+from aiopool.calls import Reply
+from aiopool.results import open_outcome
+from test_failures import interrupt
+
+
+class Interrupts:
+    """Raises KeyboardInterrupt where it is unpickled."""
+
+    def __reduce__(self) -> tuple[object, tuple[()]]:
+        return interrupt, ()
+
+
+def test_ctrl_c_while_a_result_is_unpickled_ends_the_call_and_goes_on() -> None:
+    """Neither is the call left hanging, nor the interrupt swallowed."""
+    delivered: list[BaseException | None] = []
+    with pytest.raises(KeyboardInterrupt):
+        open_outcome(
+            Reply(failed=False, payload=pickle.dumps(Interrupts())), "f", lambda _value, error: delivered.append(error)
+        )
+    assert isinstance(delivered[0], NotPicklable)
+    assert isinstance(delivered[0].__cause__, KeyboardInterrupt)
+
+
+@pytest.mark.parametrize(
+    ("exitcode", "text"),
+    [
+        (-9, "worker process 5 was killed by SIGKILL while running f"),
+        (-40, "worker process 5 was killed by signal 40 while running f"),
+        (3, "worker process 5 exited with code 3 while running f"),
+        (None, "worker process 5 went away, exit code unknown while running f"),
+    ],
+)
+def test_a_death_says_how_it_came(exitcode: int | None, text: str) -> None:
+    """By code, by signal, or unknown."""
+    died = WorkerDied(5, exitcode, "f")
+    assert str(died) == text
+    assert vars(pickle.loads(pickle.dumps(died))) == vars(died)
+
+
+def test_no_result_is_a_task() -> None:
+    """asyncio.run cancels all tasks as it ends; results are not among them."""
+    assert issubclass(AsyncResult, asyncio.Future)
+    assert not issubclass(AsyncResult, asyncio.Task)

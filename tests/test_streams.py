@@ -1,0 +1,277 @@
+"""imap and imap_unordered: the window, the order, and every way to leave the loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+import jobs
+from aiopool import AioPool, NotPicklable, PoolNotRunning, ResultTimeout, WorkerDied
+from conftest import is_gone
+from latch import Latch
+
+pytestmark = pytest.mark.both_loops
+
+
+class Counted:
+    """An endless input that counts what is taken from it."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+
+    def __iter__(self) -> Iterator[int]:
+        for number in itertools.count():
+            self.taken += 1
+            yield number
+
+    async def __aiter__(self) -> AsyncIterator[int]:
+        for number in self:
+            yield number
+
+
+@contextlib.asynccontextmanager
+async def plain(counted: Counted) -> AsyncIterator[Iterator[int]]:
+    """Give the input as an ordinary iterable."""
+    yield iter(counted)
+
+
+@contextlib.asynccontextmanager
+async def asynchronous(counted: Counted) -> AsyncIterator[AsyncIterator[int]]:
+    """Give the input as an async iterable."""
+    async with contextlib.aclosing(aiter(counted)) as source:  # type: ignore[type-var]
+        yield source
+
+
+@pytest.mark.parametrize("chunksize", [1, 3, 100])
+@pytest.mark.parametrize("verb", ["imap", "imap_unordered"])
+async def test_all_values_arrive_for_every_kind_of_input(verb: str, chunksize: int) -> None:
+    """In order, unless it was asked for otherwise; sync and async inputs, empty ones too."""
+    async with AioPool(2) as pool:
+        imap = getattr(pool, verb)
+        values = [value async for value in imap(jobs.square, range(20), chunksize)]
+        assert sorted(values) == [number**2 for number in range(20)]
+        if verb == "imap":
+            assert values == sorted(values)
+
+        async def source() -> AsyncIterator[int]:
+            for number in range(20):
+                await asyncio.sleep(0)
+                yield number
+
+        assert sorted([value async for value in imap(jobs.square, source(), chunksize)]) == sorted(values)
+        assert [value async for value in imap(jobs.square, [], chunksize)] == []
+
+
+@pytest.mark.parametrize("kind", [plain, asynchronous])
+@pytest.mark.parametrize(("chunksize", "buffersize"), [(1, 1), (1, 5), (4, 2)])
+async def test_no_more_is_taken_than_the_window_holds(kind, chunksize: int, buffersize: int) -> None:
+    """From an endless input, at most ``buffersize`` chunks ahead of what was received."""
+    counted = Counted()
+    async with AioPool(2) as pool, kind(counted) as source:
+        stream = pool.imap(jobs.square, source, chunksize, buffersize)
+        for received in range(1, 30):
+            assert await anext(stream) == (received - 1) ** 2
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert counted.taken <= (received // chunksize + buffersize) * chunksize
+        await stream.aclose()
+        taken = counted.taken
+        await pool.apply(jobs.square, (1,))
+        assert counted.taken == taken
+
+
+async def test_the_window_is_two_chunks_for_each_worker_by_default() -> None:
+    """Enough to keep them busy."""
+    counted = Counted()
+    async with AioPool(3) as pool:
+        stream = pool.imap(jobs.square, iter(counted))
+        assert counted.taken == 6
+        await stream.aclose()
+
+
+@pytest.mark.parametrize("kind", [plain, asynchronous])
+async def test_breaking_out_ends_what_runs_and_takes_no_more(kind, latch: Latch) -> None:
+    """The calls in flight are dropped, with their workers where they had begun."""
+    counted = Counted()
+    async with AioPool(2) as pool, kind(counted) as source:
+        async for value in pool.imap_unordered(zero_or_spin, ((latch.path, item) for item in source)
+                                               if kind is plain else paired(latch.path, source)):  # fmt: skip
+            assert value == 0
+            pid = int(await latch.told())
+            break
+        taken = counted.taken
+        assert await pool.map(jobs.square, range(9)) == [number**2 for number in range(9)]
+        assert is_gone(pid)
+        assert counted.taken == taken
+        assert "0 calls waiting" in repr(pool)
+
+
+async def paired(path: str, source: AsyncIterator[int]) -> AsyncIterator[tuple[str, int]]:
+    """Put the path before each item."""
+    async for item in source:
+        yield path, item
+
+
+def zero_or_spin(pair: tuple[str, int]) -> int:
+    """Return zero, or never."""
+    path, item = pair
+    if item:
+        jobs.tell_and_spin(path)
+    return item
+
+
+@pytest.mark.parametrize("kind", [plain, asynchronous])
+async def test_cancelling_the_loop_ends_what_runs_before_it_returns(kind, latch: Latch) -> None:
+    """And the input is not read any more."""
+    counted = Counted()
+
+    async def consume(pool: AioPool, source: AsyncIterator[int]) -> None:
+        pairs = paired(latch.path, source) if kind is asynchronous else ((latch.path, item + 1) for item in source)
+        async for _ in pool.imap(zero_or_spin, pairs):
+            pass
+
+    async with AioPool(1) as pool, kind(counted) as source:
+        task = asyncio.create_task(consume(pool, source))
+        pid = int(await latch.told())
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        taken = counted.taken
+        assert is_gone(pid)
+        assert await pool.apply(jobs.square, (3,)) == 9
+        assert counted.taken == taken
+
+
+async def test_an_iterator_that_is_dropped_unused_leaves_nothing() -> None:
+    """Its calls are withdrawn as it goes."""
+    async with AioPool(1) as pool:
+        busy = pool.submit(jobs.square, 1)
+        pool.imap(jobs.square, itertools.count())
+        await busy
+        await pool.apply(jobs.square, (1,))
+        assert "0 calls waiting" in repr(pool)
+
+
+def three_and_then_fail() -> Iterator[int]:
+    """Break after three items."""
+    yield from range(3)
+    raise LookupError("input broke")
+
+
+async def three_and_then_fail_async() -> AsyncIterator[int]:
+    """Break after three items."""
+    for number in three_and_then_fail():
+        yield number
+
+
+@pytest.mark.parametrize("source", [three_and_then_fail, three_and_then_fail_async])
+@pytest.mark.parametrize("verb", ["imap", "imap_unordered"])
+async def test_an_input_that_raises_midway_surfaces_after_the_earlier_results(verb: str, source) -> None:
+    """Every value of what was taken before, then the input's own exception, then the end."""
+    async with AioPool(2) as pool:
+        stream, values = getattr(pool, verb)(jobs.square, source()), []
+        with pytest.raises(LookupError, match="input broke"):
+            async for value in stream:
+                values.append(value)
+        assert sorted(values) == [0, 1, 4]
+        with pytest.raises(StopAsyncIteration):
+            await anext(stream)
+
+
+@pytest.mark.parametrize("source", [three_and_then_fail, three_and_then_fail_async])
+async def test_a_map_over_an_input_that_raises_raises_the_same(source) -> None:
+    """An async input is read first, then mapped."""
+    async with AioPool(2) as pool:
+        with pytest.raises(LookupError, match="input broke"):
+            await pool.map(jobs.square, source())
+
+
+async def test_unordered_yields_a_fast_call_before_a_slow_earlier_one(latch: Latch, gate: Latch) -> None:
+    """In the order in which they end."""
+    async with AioPool(2) as pool:
+        stream = pool.imap_unordered(slow_first, [(gate.path, 0), (gate.path, 1), (gate.path, 2)])
+        assert [await anext(stream), await anext(stream)] == [1, 2]
+        gate.let()
+        assert [value async for value in stream] == [0]
+    del latch
+
+
+def slow_first(pair: tuple[str, int]) -> int:
+    """Wait at the gate with the first item."""
+    path, item = pair
+    if item == 0:
+        jobs.wait_at(path)
+    return item
+
+
+@pytest.mark.parametrize("chunksize", [1, 3])
+async def test_an_item_that_fails_raises_in_its_turn_and_the_iteration_may_go_on(chunksize: int) -> None:
+    """Neither the items before it nor those after it are lost, in whatever chunk they travel."""
+    async with AioPool(2) as pool:
+        stream, got = pool.imap(jobs.fail_at, range(7), chunksize), []
+        while True:
+            try:
+                got.append(await anext(stream))
+            except ValueError as error:
+                got.append(repr(error))
+            except StopAsyncIteration:
+                break
+        assert got == [0, 1, 2, "ValueError(3)", 4, 5, 6]
+
+
+async def test_a_death_and_an_item_that_cannot_travel_raise_in_their_turn() -> None:
+    """As any other failure of an item."""
+    async with AioPool(1) as pool:
+        stream = pool.imap(jobs.leave_at_one, range(3))
+        assert await anext(stream) == 0
+        with pytest.raises(WorkerDied):
+            await anext(stream)
+        assert [value async for value in stream] == [2]
+        mixed = pool.imap(jobs.same, [1, lambda: 2, 3])
+        assert await anext(mixed) == 1
+        with pytest.raises(NotPicklable):
+            await anext(mixed)
+        assert [value async for value in mixed] == [3]
+        with pytest.raises(NotPicklable, match="function"):
+            pool.imap(lambda item: item, [1])
+
+
+async def test_next_with_a_time_limit_loses_nothing(gate: Latch) -> None:
+    """The value comes with a later call."""
+    async with AioPool(1) as pool:
+        stream = pool.imap(slow_first, [(gate.path, 0), (gate.path, 1)])
+        with pytest.raises(ResultTimeout, match=r"no value of slow_first within 0\.01 s"):
+            await stream.next(timeout=0.01)
+        gate.let()
+        assert [await stream.next(timeout=30), await stream.next()] == [0, 1]
+        with pytest.raises(StopAsyncIteration):
+            await stream.next(timeout=30)
+
+
+async def test_after_close_what_was_taken_is_finished_and_the_rest_is_refused() -> None:
+    """Nothing is lost silently."""
+    async with AioPool(1) as pool:
+        stream, values = pool.imap(jobs.square, range(10), buffersize=3), []
+        pool.close()
+        with pytest.raises(PoolNotRunning):
+            async for value in stream:
+                values.append(value)
+        assert values == [0, 1, 4]
+
+
+async def test_an_iterator_tells_its_state() -> None:
+    """In one line."""
+    async with AioPool(1) as pool:
+        stream = pool.imap(jobs.square, range(2))
+        assert repr(stream) == "<ImapIterator of square: open, 2 chunks in flight>"
+        assert [value async for value in stream] == [0, 1]
+        assert repr(stream) == "<ImapIterator of square: exhausted, 0 chunks in flight>"
+        stream = pool.imap(jobs.square, range(2))
+        await stream.aclose()
+        assert "closed" in repr(stream)
+        with pytest.raises(StopAsyncIteration):
+            await anext(stream)
