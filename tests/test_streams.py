@@ -13,6 +13,7 @@ import jobs
 from aiopool import AioPool, NotPicklable, PoolNotRunning, ResultTimeout, WorkerDied
 from conftest import is_gone
 from latch import Latch
+from test_crash import gone
 
 pytestmark = pytest.mark.both_loops
 
@@ -105,7 +106,7 @@ async def test_breaking_out_ends_what_runs_and_takes_no_more(kind, latch: Latch)
             break
         taken = counted.taken
         assert await pool.map(jobs.square, range(9)) == [number**2 for number in range(9)]
-        assert is_gone(pid)
+        await gone(pid)
         assert counted.taken == taken
         assert "0 calls waiting" in repr(pool)
 
