@@ -78,6 +78,8 @@ def helpers_of_the_program() -> None:
     multiprocessing.forkserver.ensure_running()
     multiprocessing.resource_tracker.ensure_running()
     uvloop.new_event_loop().close()
+    gc.collect()
+    gc.freeze()  # what is imported by now need not be walked through after each test
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import signal
 import subprocess
@@ -86,6 +87,7 @@ def tell_of_grandchild_and_spin(path: str) -> NoReturn:
 
 
 def kill_self(number: int = signal.SIGKILL) -> None:
+    faulthandler.disable()  # pytest's, after a fork: it would print what is meant to happen
     os.kill(os.getpid(), number)
     signal.pause()  # a signal to oneself may arrive a little later
 
@@ -318,3 +320,33 @@ def descriptors() -> list[str]:
         with contextlib.suppress(FileNotFoundError):  # the one that lists them
             found.append(os.readlink(f"/proc/self/fd/{name}"))
     return found
+
+
+def own_sockets() -> list[int]:
+    """Return the descriptors of this process's sockets: its channel, under spawn and forkserver."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the one that lists them
+            if os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
+                found.append(int(name))
+    return found
+
+
+def scribble_on_sockets(data: bytes) -> NoReturn:
+    for descriptor in own_sockets():
+        with contextlib.suppress(OSError):
+            os.write(descriptor, data)
+    while True:
+        pass
+
+
+def answer_a_stranger() -> NoReturn:
+    from aiopool import wire
+
+    scribble_on_sockets(b"".join(wire.encode(wire.Kind.RESULT, 10**9, b"")))
+
+
+def send_upwards(kind: int) -> NoReturn:
+    from aiopool import wire
+
+    scribble_on_sockets(b"".join(wire.encode(wire.Kind(kind))))

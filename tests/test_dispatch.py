@@ -370,7 +370,9 @@ def test_an_automatic_chunk_that_does_not_fit_retires_the_worker() -> None:
 
 def test_an_explicit_larger_chunk_is_finished_and_then_the_worker_goes() -> None:
     """The user's own chunk size is obeyed."""
-    pool, chunk = running_pool(limit=3), new_call(weight=7)
+    pool, call, chunk = running_pool(limit=3), new_call(), new_call(weight=7)
+    pool.submit(call, 0)
+    pool.replied(1, call.id, ANSWER, 0)
     assert pool.submit(chunk, 0) == [Send(1, chunk), Spawn(2, 0)]
     assert pool.replied(1, chunk.id, ANSWER, 0) == [Finish(chunk, ANSWER), Dismiss(1)]
 
@@ -657,10 +659,40 @@ def test_cancelling_the_running_call_takes_back_what_is_behind_it_before_the_kil
 
 def test_nothing_is_sent_to_a_worker_that_is_giving_back() -> None:
     """It may be killed next."""
-    pool = running_pool(depth=2)
+    pool = running_pool(depth=3)
     first, _ = submitted(pool, 2)
     pool.cancel(first, 0)
     assert pool.submit(new_call(), 0) == []
+
+
+def test_a_worker_that_is_giving_back_is_not_asked_again() -> None:
+    """One answer serves every reason to ask."""
+    pool = running_pool(depth=2)
+    first, second = submitted(pool, 2)
+    assert pool.cancel(first, 0) == [Recall(1)]
+    assert pool.cancel(second, 0) == []
+
+
+def test_a_cancelled_call_that_replies_before_its_kill_is_cancelled_and_its_worker_lives() -> None:
+    """The cancel came first, and there is nothing left to kill."""
+    pool = running_pool(depth=2)
+    first, second = submitted(pool, 2)
+    pool.cancel(first, 0)
+    assert pool.replied(1, first.id, ANSWER, 0) == [Finish(first, CANCELLED)]
+    assert pool.recalled(1, [], 0) == []
+    assert second.phase is CallPhase.RUNNING
+
+
+def test_calls_that_were_taken_back_do_not_count_for_recycling() -> None:
+    """A worker serves as many as it may."""
+    pool = running_pool(depth=2, limit=3)
+    first, second = submitted(pool, 2)
+    pool.cancel(second, 0)
+    pool.recalled(1, [second.id], 0)
+    pool.replied(1, first.id, ANSWER, 0)
+    third, last = new_call(), new_call()
+    assert pool.submit(third, 0) == [Send(1, third)]
+    assert pool.submit(last, 0) == [Send(1, last), Spawn(2, 0)]
 
 
 def test_a_crash_fails_only_the_call_that_had_begun() -> None:
@@ -727,7 +759,6 @@ def test_an_illegal_move_of_a_worker_raises_and_changes_nothing() -> None:
 # Known faults. Each test tells what should be.
 
 
-@pytest.mark.xfail(strict=True, reason="an unfit worker that is not gone yet counts as ready")
 def test_the_start_fails_although_another_worker_is_ready_before_the_unfit_one_is_gone() -> None:
     """A start succeeds only when every first worker has run its initializer."""
     pool = new_pool(2)
@@ -737,7 +768,6 @@ def test_the_start_fails_although_another_worker_is_ready_before_the_unfit_one_i
     assert pool.phase is not PoolPhase.RUNNING
 
 
-@pytest.mark.xfail(strict=True, reason="a worker too many is started, and its being ready would end the start well")
 def test_a_worker_that_is_not_ready_in_time_is_not_replaced_during_the_start() -> None:
     """The start has failed."""
     pool = new_pool()
@@ -745,7 +775,6 @@ def test_a_worker_that_is_not_ready_in_time_is_not_replaced_during_the_start() -
     assert pool.tick(dispatch.START_TIMEOUT) == [Kill(1)]
 
 
-@pytest.mark.xfail(strict=True, reason="nobody takes or fails a call that comes back to a broken pool")
 def test_a_call_that_comes_back_to_a_broken_pool_fails() -> None:
     """It would wait for ever: a broken pool starts no worker."""
     pool = running_pool(2)
@@ -757,7 +786,6 @@ def test_a_call_that_comes_back_to_a_broken_pool_fails() -> None:
     assert isinstance(outcome_of(unseen, pool.died(2, 102, KILLED, 0, unseen=1)), BrokenPool)
 
 
-@pytest.mark.xfail(strict=True, reason="a death after a kill is not counted, whatever the kill was for")
 def test_workers_that_send_nonsense_break_the_pool() -> None:
     """They are of no use, and starting more of them for ever would be a fork bomb."""
     pool = running_pool()
@@ -770,7 +798,6 @@ def test_workers_that_send_nonsense_break_the_pool() -> None:
     assert pool.phase is PoolPhase.BROKEN
 
 
-@pytest.mark.xfail(strict=True, reason="the death of a worker that retires is not counted")
 def test_a_worker_that_retires_without_having_seen_its_only_call_counts_as_lost() -> None:
     """With one call per worker, too, starts that follow losses are delayed."""
     pool = running_pool(limit=1)
@@ -780,17 +807,15 @@ def test_a_worker_that_retires_without_having_seen_its_only_call_counts_as_lost(
     assert pool.deadline() == pytest.approx(dispatch.FIRST_DELAY)
 
 
-@pytest.mark.xfail(strict=True, reason="the idle worker is dismissed before the call is back")
 def test_a_call_taken_back_while_the_pool_closes_goes_to_the_idle_worker() -> None:
     """Not back behind the call that it may be waited for by."""
     pool = running_pool(2, depth=2)
     free, _, behind = submitted(pool, 3)
     pool.close(0)
     assert pool.replied(2, free.id, ANSWER, 0) == [Finish(free, ANSWER), Recall(1)]
-    assert pool.recalled(1, [behind.id], 0) == [Send(2, behind), Dismiss(2)]
+    assert pool.recalled(1, [behind.id], 0) == [Send(2, behind)]
 
 
-@pytest.mark.xfail(strict=True, reason="each answer to a recall leads to the next recall, at once and for ever")
 def test_a_recall_that_gave_nothing_back_is_not_repeated_at_once() -> None:
     """The worker has read ahead, and asking again in the same moment cannot change that."""
     pool = running_pool(2, depth=2)
@@ -799,7 +824,6 @@ def test_a_recall_that_gave_nothing_back_is_not_repeated_at_once() -> None:
     assert pool.recalled(1, [], 0) == []
 
 
-@pytest.mark.xfail(strict=True, reason="what a killed worker had read behind its first call counts as not begun")
 def test_a_garbled_worker_may_have_begun_all_that_it_has_read() -> None:
     """Its replies are dropped, so the first of its calls need not be the one it died in; no call runs twice."""
     pool = running_pool(depth=2)

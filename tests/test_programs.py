@@ -224,3 +224,24 @@ def test_ctrl_c_to_the_whole_group_ends_program_and_busy_workers(method: str) ->
 def parent_tracebacks() -> int:
     """Return how many tracebacks asyncio.run prints for Ctrl-C: KeyboardInterrupt, from a CancelledError."""
     return 2
+
+
+def test_a_fork_server_that_dies_takes_no_call_along() -> None:
+    """Its workers live on, and the next worker gets a new one."""
+    out, _ = run("""
+        import asyncio, jobs, os, signal
+        from multiprocessing import forkserver
+        from aiopool import AioPool, WorkerDied
+        async def main():
+            async with AioPool(1) as pool:
+                pid = await pool.apply(jobs.pid_of)
+                os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)
+                print(pid == await pool.apply(jobs.pid_of), await pool.apply(jobs.square, (3,)))
+                try:
+                    await pool.apply(jobs.leave_half_way, (1,))
+                except WorkerDied as died:
+                    print(died.pid == pid)
+                print(await pool.apply(jobs.square, (4,)))
+        asyncio.run(main())
+    """)
+    assert out == "True 9\nTrue\n16\n"

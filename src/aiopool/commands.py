@@ -24,7 +24,11 @@ class Send(NamedTuple):
 
 
 class Recall(NamedTuple):
-    """Take back what this worker was sent and has not begun, then report `Dispatcher.recalled`."""
+    """Take back what this worker has not read, then report `Dispatcher.recalled`.
+
+    A worker reads a call only when it has answered the one before. So what does not come back has begun, and if that
+    is more than one call, the answers to all but the last are on their way.
+    """
 
     worker: int
 

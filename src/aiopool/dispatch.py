@@ -144,7 +144,10 @@ class Dispatcher:
 
     def garbled(self, worker_id: int, now: float) -> list[Command]:
         """A worker sent what is no message; no other of its messages can be trusted."""
-        self._kill(self.workers[worker_id])
+        worker = self.workers[worker_id]
+        if not worker.calls:
+            worker.cause = worker.cause or AioPoolError("a worker sent what is no message of the pool's")
+        self._kill(worker)
         return self._decided(now)
 
     def replied(self, worker_id: int, call_id: int, reply: Reply, now: float) -> list[Command]:
@@ -165,6 +168,7 @@ class Dispatcher:
         """A worker's channel gave back these calls, which it had not begun."""
         worker = self.workers[worker_id]
         worker.recalling = False
+        worker.recalled = True
         ids = set(calls)
         back = [call for call in worker.calls if call.id in ids]
         worker.calls = deque(call for call in worker.calls if call.id not in ids)
@@ -195,12 +199,14 @@ class Dispatcher:
             cause: why it could not be started, or None.
         """
         worker = self.workers.pop(worker_id)
-        useless = worker.phase in (WorkerPhase.STARTING, WorkerPhase.IDLE, WorkerPhase.BUSY) and worker.served == 0
+        useless = worker.phase not in (WorkerPhase.LEAVING, WorkerPhase.KILLED) and worker.served == 0
         in_start = worker.phase is WorkerPhase.STARTING or self.phase is PoolPhase.STARTING
         self._move(worker, WorkerPhase.GONE)
         calls, worker.calls = list(worker.calls), deque()
-        begun = 1 if calls and (unseen < len(calls) or calls[0].id in self._unseen_before) else 0
-        if calls and not begun:
+        begun = len(calls) - unseen
+        if calls and not begun and calls[0].id in self._unseen_before:
+            begun = 1  # it may well be what kills them
+        elif calls and not begun:
             self._unseen_before.add(calls[0].id)
         for call in calls[:begun]:
             self._end(call, _ended_with(call, pid, exitcode))
@@ -217,6 +223,8 @@ class Dispatcher:
             if deadline <= now:
                 if worker.phase is WorkerPhase.STARTING:
                     worker.cause = InitializerError(f"a worker was not ready within {START_TIMEOUT:g} s")
+                    if self.phase is PoolPhase.STARTING:
+                        self._lose(worker.cause, now)
                 self._kill(worker)
         if self._not_before is not None and self._not_before <= now:
             self._not_before = None
@@ -280,6 +288,7 @@ class Dispatcher:
         self.waiting -= 1
         call.phase = CallPhase.SENT if worker.calls else CallPhase.RUNNING
         worker.calls.append(call)
+        worker.recalled = False
         worker.taken += call.weight
         self._owner[call.id] = worker
         if self._policy.spent(worker.taken):
@@ -310,8 +319,8 @@ class Dispatcher:
             self._kill(worker)
 
     def _recall(self, worker: Worker) -> None:
-        if not worker.recalling and worker.phase in (WorkerPhase.BUSY, WorkerPhase.RETIRING):
-            worker.recalling = True
+        if not worker.recalled and worker.phase in (WorkerPhase.BUSY, WorkerPhase.RETIRING):
+            worker.recalled = worker.recalling = True
             self._commands.append(Recall(worker.id))
 
     def _dismiss(self, worker: Worker, now: float) -> None:
@@ -366,10 +375,14 @@ class Dispatcher:
         return worker
 
     def _wind_down(self, now: float) -> None:
+        if self.phase is PoolPhase.BROKEN:
+            self._fail_waiting(self.broken)  # what has come back from a worker
         if self.phase in (PoolPhase.CLOSING, PoolPhase.BROKEN) and not self.waiting:
-            for worker in list(self.workers.values()):
-                if worker.phase is WorkerPhase.IDLE:
-                    self._dismiss(worker, now)
+            workers = list(self.workers.values())
+            if not any(worker.recalling for worker in workers):
+                for worker in workers:
+                    if worker.phase is WorkerPhase.IDLE:
+                        self._dismiss(worker, now)
         if self.phase in (PoolPhase.CLOSING, PoolPhase.TERMINATING) and not self.workers and not self.waiting:
             self._enter(PoolPhase.CLOSED)
 
@@ -455,7 +468,7 @@ class Dispatcher:
 
 
 def _occupied(seat: Seat) -> bool:
-    return seat.occupant is not None and seat.occupant.phase is not WorkerPhase.STARTING
+    return seat.occupant is not None and seat.occupant.phase is WorkerPhase.IDLE
 
 
 def _ended_with(call: Call, pid: int | None, exitcode: int | None) -> Outcome:

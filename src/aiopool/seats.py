@@ -14,7 +14,7 @@ __all__ = ["Seat", "Worker"]
 class Worker:
     """What the dispatcher knows of one worker."""
 
-    __slots__ = ("calls", "cause", "id", "phase", "recalling", "seat", "served", "taken")
+    __slots__ = ("calls", "cause", "id", "phase", "recalled", "recalling", "seat", "served", "taken")
 
     def __init__(self, id_: int, seat: Seat) -> None:
         self.id = id_
@@ -23,7 +23,8 @@ class Worker:
         self.calls: deque[Call] = deque()  # sent and not answered; the first of them runs
         self.taken = 0  # calls of the user's function sent to it so far
         self.served = 0  # those it has answered
-        self.recalling = False
+        self.recalling = False  # a recall is under way
+        self.recalled = False  # there is nothing to take back: no call was sent since the last recall
         self.cause: AioPoolError | None = None  # why it is no good
 
     def __repr__(self) -> str:

@@ -95,11 +95,6 @@ class Decoder:
         self._large_end = 0
         self._large_head = (0, 0)
 
-    @property
-    def midway(self) -> bool:
-        """Whether a frame has begun to arrive and is not whole."""
-        return self._large is not None or self._end > 0
-
     def space(self) -> memoryview:
         """Return where the next bytes go; never empty."""
         if self._large is not None:

@@ -189,8 +189,9 @@ class LocalBackend:
             case Dismiss(worker):
                 self._processes[worker].dismiss()
             case Kill(worker):
-                self._processes[worker].kill()
-            case Recall(worker):
+                if worker in self._processes:  # else it could not even be started, which is reported already
+                    self._processes[worker].kill()
+            case Recall(worker):  # nothing is sent ahead, so nothing comes back
                 self._perform(self._dispatcher.recalled(worker, (), self.loop.time()))
 
     def _spawn(self, worker: int) -> None:

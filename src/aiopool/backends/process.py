@@ -227,7 +227,11 @@ class WorkerProcess:
             self._channel.receive_rest()
         if not self._dismissed:
             self._kill_group()
-        if self._process.exitcode is None and self._start_method == "forkserver":
+        if self._start_method != "forkserver":
+            if self._pidfd is None:
+                self._process.join()  # the sentinel, which is all there is then, closes a moment before the end
+            self._reaped()
+        elif self._process.exitcode is None:
             # The fork server reaps it, and only then tells the exit code.
             self._loop.add_reader(self._process.sentinel, self._reaped)
         else:

@@ -1,0 +1,141 @@
+"""A worker's process under odd circumstances: garbled channels, old kernels, foreign hands."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import signal
+from collections.abc import Iterator
+
+import jobs
+import pytest
+from conftest import is_gone
+from latch import Latch
+from test_crash import gone
+
+from aiopool import AioPool, InitializerError, WorkerDied
+from aiopool.backends.process import PIDFD_SIGNAL_PROCESS_GROUP
+
+pytestmark = pytest.mark.both_loops
+
+
+async def test_a_job_that_writes_into_the_channel_ends_its_worker_only(start_method: str) -> None:
+    """What is no frame is not believed; the call fails, and the next gets its own answer."""
+    async with AioPool(1, context=start_method) as pool:
+        with pytest.raises(WorkerDied):
+            await pool.apply(jobs.scribble_on_sockets, (b"\xff" * 100,))
+        assert await pool.apply(jobs.square, (3,)) == 9
+
+
+async def test_a_job_that_answers_for_another_call_ends_its_worker_only() -> None:
+    """A frame that is well formed and names a call that this worker does not have."""
+    async with AioPool(1) as pool:
+        with pytest.raises(WorkerDied):
+            await pool.apply(jobs.answer_a_stranger)
+        assert await pool.apply(jobs.square, (3,)) == 9
+
+
+@pytest.mark.parametrize("kind", [1, 2])
+async def test_a_message_in_the_wrong_direction_ends_the_worker_only(kind: int) -> None:
+    """A worker makes no calls and dismisses nobody."""
+    async with AioPool(1) as pool:
+        with pytest.raises(WorkerDied):
+            await pool.apply(jobs.send_upwards, (kind,))
+        assert await pool.apply(jobs.square, (3,)) == 9
+
+
+async def test_a_job_that_closes_everything_cannot_hang_its_caller(start_method: str) -> None:
+    """Its answer cannot be sent, so the worker goes, and that is an answer."""
+    async with AioPool(1, context=start_method) as pool:
+        with pytest.raises(WorkerDied):
+            await pool.apply(os.closerange, (3, 1000))
+        assert await pool.apply(jobs.square, (3,)) == 9
+
+
+@pytest.fixture(params=["no pidfds", "no signals to groups"])
+def old_kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system without pidfds, or whose pidfds cannot signal a group."""
+    if request.param == "no pidfds":
+        monkeypatch.delattr(os, "pidfd_open")
+        return
+    send = signal.pidfd_send_signal
+
+    def without_groups(pidfd: int, number: int, info: None = None, flags: int = 0) -> None:
+        if flags == PIDFD_SIGNAL_PROCESS_GROUP:
+            raise OSError(errno.EINVAL, "no such flag")
+        send(pidfd, number, info, flags)
+
+    monkeypatch.setattr(signal, "pidfd_send_signal", without_groups)
+
+
+@pytest.mark.usefixtures("old_kernel")
+async def test_an_older_kernel_does_as_well(start_method: str, latch: Latch) -> None:
+    """Deaths are seen and named, running calls are cancelled with what they started."""
+    async with AioPool(1, context=start_method) as pool:
+        with pytest.raises(WorkerDied) as caught:
+            await pool.apply(jobs.leave_half_way, (42,))
+        assert caught.value.exitcode == 42
+        result = pool.submit(jobs.tell_and_spin, latch.path)
+        pid = int(await latch.told())
+        result.cancel()
+        await asyncio.wait([result])
+        assert is_gone(pid)
+        if start_method == "forkserver":  # where the worker's sentinel is not shared with what it starts
+            result = pool.submit(jobs.tell_of_grandchild_and_spin, latch.path)
+            grandchild = int(await latch.told())
+            result.cancel()
+            await asyncio.wait([result])
+        else:
+            grandchild = pid
+        assert await pool.apply(jobs.square, (3,)) == 9
+    if start_method == "forkserver":
+        await gone_without_pidfds(grandchild)
+
+
+async def gone_without_pidfds(pid: int) -> None:
+    """Wait for a process that was killed already."""
+    if hasattr(os, "pidfd_open"):
+        await gone(pid)
+    while not is_gone(pid) and "Z" not in state_of(pid):
+        await asyncio.sleep(0)
+
+
+def state_of(pid: int) -> str:
+    """Return the state of a process, a letter."""
+    try:
+        with open(f"/proc/{pid}/stat") as stat:  # noqa: PTH123 - nothing else is needed of it
+            return stat.read().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return "Z"
+
+
+@pytest.fixture
+def foreign_reaper() -> Iterator[None]:
+    """Have the kernel reap all children of this process, before anybody can ask for their exit codes."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGCHLD, before)
+
+
+@pytest.mark.usefixtures("foreign_reaper")
+@pytest.mark.parametrize("method", ["spawn", "fork"])
+async def test_workers_that_somebody_else_reaps_are_seen_to_be_gone(method: str) -> None:
+    """Only the exit code is not known then."""
+    async with AioPool(1, context=method) as pool:
+        with pytest.raises(WorkerDied, match="went away, exit code unknown") as caught:
+            await pool.apply(jobs.leave_half_way, (42,))
+        assert caught.value.exitcode is None
+        assert await pool.apply(jobs.square, (3,)) == 9
+
+
+async def test_a_start_without_descriptors_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the system's own as its cause."""
+
+    def refuse(*_args: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("aiopool.backends.process.socket.socketpair", refuse)
+    with pytest.raises(InitializerError, match="could not be started: .*Too many open files") as caught:
+        await AioPool(2).start()
+    assert isinstance(caught.value.__cause__, OSError)
