@@ -350,3 +350,56 @@ def send_upwards(kind: int) -> NoReturn:
     from aiopool import wire
 
     scribble_on_sockets(b"".join(wire.encode(wire.Kind(kind))))
+
+
+def tell_and_clean_up(path: str) -> NoReturn:
+    """Spin until interrupted, then say so."""
+    try:
+        tell(path, os.getpid())
+        while True:
+            os.getpid()  # in a loop around nothing at all, CPython 3.11 finds no handler for what a signal raises
+    finally:
+        tell(path, "cleaned up")
+
+
+def tell_sleep_and_clean_up(path: str) -> NoReturn:
+    """Block in a system call until interrupted, then say so."""
+    try:
+        tell(path, os.getpid())
+        while True:
+            threading.Event().wait()
+    finally:
+        tell(path, "cleaned up")
+
+
+def tell_and_hold_the_interpreter(path: str) -> None:
+    """Run C code that never lets go of the interpreter's lock, nor looks for signals."""
+    tell(path, os.getpid())
+    sum(range(10**18))
+
+
+def die_unless_tried(path: str, times: int) -> int:
+    """Count the tries in a file, and die in all before the last."""
+    with open(path, "ab") as counter:
+        counter.write(b".")
+        tries = counter.tell()
+    if tries < times:
+        kill_self()
+    return tries
+
+
+def grow(size: int) -> int:
+    """Keep so many bytes for good; return the pid."""
+    initialized.append(b"x" * size)
+    return os.getpid()
+
+
+def spin_at_one(pair: tuple[str, int]) -> int:
+    path, item = pair
+    if item == 1:
+        tell_and_spin(path)
+    return item
+
+
+def die_once(path: str) -> int:
+    return die_unless_tried(path, 2)

@@ -189,8 +189,8 @@ class World:
         self._decide(("ready",), lambda now: self.dispatcher.ready(process.number, now))
         if before is not self.phase is PoolPhase.RUNNING:
             assert all(other.ready or other.unfit or other.killed for other in self.processes.values())
-        if not (TOLERATED and any(other.unfit and other.killed for other in self.processes.values())):
-            assert not (self.doomed and self.phase is PoolPhase.RUNNING), "a first worker was no good"
+            tolerated = TOLERATED and any(other.unfit and other.killed for other in self.processes.values())
+            assert tolerated or not self.doomed, "a first worker was no good"
 
     def become_unfit(self, process: Process) -> None:
         """A worker says that its initializer failed."""
@@ -624,6 +624,11 @@ def able(process: Process) -> bool:
     return bool(process.inbox) and process.running is None and process.seated
 
 
+def ahead(process: Process) -> bool:
+    """Whether it runs a call and has another."""
+    return running(process) and bool(process.inbox)
+
+
 def running(process: Process) -> bool:
     """Whether it runs a call."""
     return process.running is not None and process.seated
@@ -670,18 +675,20 @@ class Machine(RuleBasedStateMachine):
     @initialize(
         seats=st.integers(1, 3),
         depth=st.sampled_from([1, 2, 3, 3]),
-        limit=st.sampled_from([None, 1, 2, 5]),
-        warm=st.sampled_from([True] * 5 + [False]),
+        limit=st.sampled_from([None, 1, 2, 5, 5]),
+        begins=st.sampled_from(["running"] * 5 + ["starting", "unfit", "new"]),
         hasty=st.booleans(),
     )
-    def set_up(self, *, seats: int, depth: int, limit: int | None, warm: bool, hasty: bool) -> None:
+    def set_up(self, *, seats: int, depth: int, limit: int | None, begins: str, hasty: bool) -> None:
         """A pool, mostly one that runs already."""
         self.hasty = hasty
         self.world = World(seats, depth, limit)
-        if warm:
+        if begins != "new":
             self.world.start()
-            for process in list(self.world.processes.values()):
-                self.world.become_ready(process)
+        if begins == "running":
+            self.become_ready_all()
+        elif begins == "unfit":
+            self.world.become_unfit(self.some(fresh, 0))
 
     def some(self, suits: Callable[[Process], bool], pick: int) -> Process:
         """Choose one of the processes that suit."""
@@ -712,16 +719,26 @@ class Machine(RuleBasedStateMachine):
                 self.world.submit(weight, automatic=automatic, reaction=None if number else reaction)
 
     @precondition(lambda self: self.world.tickets)
-    @rule(pick=st.integers(0, 11), which=st.sampled_from(["unfinished", "unfinished", "held", "held", "any"]))
-    def cancel(self, *, pick: int, which: str) -> None:
-        """Somebody cancels a call, mostly one that has not ended."""
+    @rule(
+        pick=st.integers(0, 11),
+        which=st.sampled_from(["unfinished", "held", "held", "behind", "behind", "any"]),
+        late=st.booleans(),
+    )
+    def cancel(self, *, pick: int, which: str, late: bool) -> None:
+        """Somebody cancels a call, mostly one that has not ended, and maybe when its worker has just answered one."""
         tickets = self.world.tickets
-        if which != "any":
+        if which == "unfinished":
             tickets = [ticket for ticket in tickets if ticket.decided is None]
-        if which == "held":
-            tickets = [ticket for ticket in tickets if ticket not in self.world.queue]
+        elif which == "held":
+            tickets = [ticket for process in self.world.processes.values() for ticket in process.held]
+        elif which == "behind":
+            tickets = [ticket for process in self.world.processes.values() for ticket in list(process.held)[1:]]
         if tickets:
-            self.world.cancel(tickets[pick % len(tickets)])
+            ticket = tickets[pick % len(tickets)]
+            for process in filter(running, self.world.processes.values()):
+                if late and ticket in process.held:
+                    self.world.answer(process)
+            self.world.cancel(ticket)
 
     @precondition(lambda self: self.world.tickets)
     @rule(pick=st.integers(0, 3))
@@ -729,6 +746,7 @@ class Machine(RuleBasedStateMachine):
         """Somebody withdraws one of the latest calls."""
         self.world.withdraw(self.world.tickets[-1 - pick % len(self.world.tickets)])
 
+    @precondition(lambda self: len(self.world.tickets) > 5 or self.world.phase is not PoolPhase.RUNNING)
     @rule(dice=st.integers(0, 29))
     def end(self, *, dice: int) -> None:
         """The pool is closed or terminated; seldom, for then there is not much left to see."""
@@ -774,7 +792,17 @@ class Machine(RuleBasedStateMachine):
     @rule(pick=st.integers(0, 5), count=st.integers(1, 4))
     def serve(self, *, pick: int, count: int) -> None:
         """A worker serves its next calls from beginning to end."""
-        process = self.some(able, pick)
+        self.let_serve(self.some(able, pick), count)
+
+    @precondition(is_there(able))
+    @rule(count=st.integers(1, 4))
+    def serve_all(self, *, count: int) -> None:
+        """All workers do so."""
+        for process in list(filter(able, self.world.processes.values())):
+            self.let_serve(process, count)
+
+    def let_serve(self, process: Process, count: int) -> None:
+        """Let a worker serve so many calls if it has them."""
         for _ in range(count):
             if able(process):
                 self.world.begin(process)
@@ -791,9 +819,11 @@ class Machine(RuleBasedStateMachine):
     @precondition(is_there(anyone))
     @rule(
         pick=st.integers(0, 5),
-        kind=st.sampled_from(["dies", "dies", "garbles", "is unfit", "is lost", "is lost", "sees nothing"]),
+        kind=st.sampled_from(
+            ["dies", "dies", "dies", "garbles", "is unfit", "is unfit", "is lost", "is lost", "sees nothing"]
+        ),
         exitcode=st.sampled_from([0, 1, -9, None]),
-        count=st.integers(0, 7),
+        count=st.sampled_from([0, 1, 2, 3, 7, 7]),
         busy=st.booleans(),
     )
     def mishap(self, *, pick: int, kind: str, exitcode: int | None, count: int, busy: bool) -> None:
@@ -801,19 +831,22 @@ class Machine(RuleBasedStateMachine):
         if kind == "dies":
             self.world.die(self.some(anyone, pick), exitcode, reading=busy)
         elif kind == "garbles" and is_there(seated)(self):
-            self.world.garble(self.some(seated, pick), count % 3, goes_on=busy)
+            self.world.garble(self.some(seated, pick), count % 3, goes_on=False)
         elif kind == "is unfit" and is_there(fresh)(self):
             self.world.become_unfit(self.some(fresh, pick))
         elif kind == "is lost":
-            self.lose(count, exitcode)
+            self.lose(count, exitcode, calls=3 if busy else 0)
         elif kind == "sees nothing":
             self.die_unseeing(count)
 
-    def lose(self, count: int, exitcode: int | None) -> None:
-        """Workers that have not served yet die, one after the other."""
+    def lose(self, count: int, exitcode: int | None, calls: int) -> None:
+        """Workers that have not served yet die, one after the other, and calls arrive while there are fewer."""
         for _ in range(count):
             if is_there(unproven)(self):
                 self.world.die(self.some(unproven, 0), exitcode)
+                while calls and self.world.phase is PoolPhase.RUNNING:
+                    calls -= 1
+                    self.world.submit()
                 self.world.wait_until_due()
 
     def die_unseeing(self, count: int) -> None:
@@ -822,6 +855,12 @@ class Machine(RuleBasedStateMachine):
             if is_there(able)(self):
                 self.world.die(self.some(able, 0))
                 self.become_ready_all()
+
+    @precondition(is_there(ahead))
+    @rule(pick=st.integers(0, 5), way=st.integers(0, 2))
+    def garble_and_go_on(self, *, pick: int, way: int) -> None:
+        """A worker sends nonsense, and is at its next call before anybody has read that."""
+        self.world.garble(self.some(ahead, pick), way, goes_on=True)
 
     # The world at large.
 

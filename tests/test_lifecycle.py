@@ -278,11 +278,10 @@ async def test_a_worker_that_does_not_leave_is_killed_after_a_while(monkeypatch:
         await pool.apply(jobs.start_thread_that_never_ends)
 
 
-async def test_an_initializer_that_hangs_is_an_error_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_initializer_that_hangs_is_an_error_in_the_end() -> None:
     """A start has a time limit."""
-    monkeypatch.setattr("aiopool.dispatch.START_TIMEOUT", 0.2)
     with pytest.raises(InitializerError, match=r"not ready within 0\.2 s"):
-        await AioPool(1, hang).start()
+        await AioPool(1, hang, start_timeout=0.2).start()
 
 
 def hang() -> None:

@@ -36,7 +36,7 @@ async def test_a_job_that_answers_for_another_call_ends_its_worker_only() -> Non
         assert await pool.apply(jobs.square, (3,)) == 9
 
 
-@pytest.mark.parametrize("kind", [1, 2])
+@pytest.mark.parametrize("kind", [1, 2, 3])
 async def test_a_message_in_the_wrong_direction_ends_the_worker_only(kind: int) -> None:
     """A worker makes no calls and dismisses nobody."""
     async with AioPool(1) as pool:

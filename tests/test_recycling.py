@@ -9,15 +9,17 @@ import pytest
 
 import jobs
 from aiopool import AioPool
-from aiopool.recycling import RecyclePolicy
+from aiopool.recycling import Allowance, RecyclePolicy
 from latch import Latch
 
 
 def test_a_worker_without_a_limit_is_never_spent() -> None:
     """And takes chunks of any size."""
-    policy = RecyclePolicy(None)
-    assert not policy.spent(10**9)
-    assert policy.fits(10**9, 10**9)
+    policy = RecyclePolicy(None, jitter=0.5)
+    allowance = policy.allowance(1)
+    assert allowance == Allowance(None, None)
+    assert not allowance.spent(10**9)
+    assert allowance.fits(10**9, 10**9)
     assert policy.chunksize(12345) == 12345
 
 
@@ -29,12 +31,22 @@ def test_an_automatic_chunk_divides_the_limit(limit: int, wanted: int, size: int
 
 def test_a_chunk_fits_what_is_left_and_a_fresh_worker_takes_any() -> None:
     """Or a chunk that is larger than the limit would never run."""
-    policy = RecyclePolicy(5)
-    assert policy.fits(3, 2)
-    assert not policy.fits(4, 2)
-    assert policy.fits(0, 100)
-    assert policy.spent(5)
-    assert not policy.spent(4)
+    allowance = RecyclePolicy(5).allowance(0.5)
+    assert allowance.fits(3, 2)
+    assert not allowance.fits(4, 2)
+    assert allowance.fits(0, 100)
+    assert allowance.spent(5)
+    assert not allowance.spent(4)
+
+
+def test_jitter_lowers_each_workers_own_limits() -> None:
+    """By as much as chance says, and never below one call; automatic chunks are then single items."""
+    policy = RecyclePolicy(100, max_age=60, jitter=0.5)
+    assert policy.allowance(0) == Allowance(100, 60)
+    assert policy.allowance(0.5) == Allowance(75, 45)
+    assert policy.allowance(1) == Allowance(50, 30)
+    assert policy.chunksize(20) == 1
+    assert RecyclePolicy(1, jitter=1).allowance(1) == Allowance(1, None)
 
 
 @pytest.mark.parametrize(("calls", "limit"), [(7, 1), (10, 5), (11, 5), (3, 100)])
@@ -87,3 +99,29 @@ async def test_never_more_calls_run_than_there_are_seats(latch: Latch, gate: Lat
         assert latch.told_already() == []
         gate.let(6)
         assert await asyncio.gather(*results) == list(range(6))
+
+
+async def test_a_worker_that_uses_too_much_memory_is_replaced(start_method: str) -> None:
+    """It is measured after each call; whoever is below the limit stays."""
+    async with AioPool(1, max_memory_per_child=400_000_000, context=start_method) as pool:
+        pid = await pool.apply(jobs.pid_of)
+        assert await pool.apply(jobs.grow, (1000,)) == pid
+        assert await pool.apply(jobs.grow, (500_000_000,)) == pid
+        while await pool.apply(jobs.pid_of) == pid:  # until its successor is ready
+            pass
+
+
+async def test_a_worker_that_is_old_is_replaced_when_its_successor_is_ready(latch: Latch, gate: Latch) -> None:
+    """One that is idle goes, one that is busy finishes first."""
+    async with AioPool(1, max_age=0.2) as pool:
+        result = pool.submit(jobs.tell_and_wait, latch.path, gate.path)
+        pid = int(await latch.told())
+        while "2 workers" not in repr(pool):
+            await asyncio.sleep(0)
+        gate.let()
+        await result
+        while (other := await pool.apply(jobs.pid_of)) == pid:
+            pass
+        while f"{other}" in {str(process.pid) for process in pool._backend._processes.values()}:  # type: ignore[attr-defined]
+            await asyncio.sleep(0)
+        assert await pool.apply(jobs.square, (3,)) == 9

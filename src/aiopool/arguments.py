@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable
@@ -9,9 +10,27 @@ from functools import partial
 from multiprocessing.context import BaseContext
 from typing import TypeVar
 
-__all__ = ["at_least_one", "check_callable", "check_iterable", "find_context", "name_of", "usable_cpus"]
+__all__ = [
+    "Default",
+    "at_least",
+    "at_least_one",
+    "check_callable",
+    "check_iterable",
+    "find_context",
+    "fraction",
+    "name_of",
+    "optional",
+    "seconds",
+    "usable_cpus",
+]
 
 T = TypeVar("T")
+
+
+class Default(enum.Enum):
+    """Stands for what the pool was made with, where a call may ask for something else."""
+
+    POOLS = "the pool's"
 
 
 def usable_cpus() -> int:
@@ -19,12 +38,38 @@ def usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def at_least_one(name: str, value: int) -> int:
+def at_least(least: int, name: str, value: int) -> int:
     """Return the number, or raise TypeError or ValueError."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} must be an int, not {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, not {value}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, not {value}")
+    return value
+
+
+at_least_one = partial(at_least, 1)
+
+
+def optional(check: Callable[[str, T], T], name: str, value: T | None) -> T | None:
+    """Return None for None, and else what is checked."""
+    return None if value is None else check(name, value)
+
+
+def seconds(name: str, value: float, *, zero: bool = False) -> float:
+    """Return a time, or raise TypeError or ValueError; zero is a time only where it is said to be."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number of seconds, not {value!r}")
+    if not (value > 0 or (zero and value == 0)):
+        raise ValueError(f"{name} must be {'at least' if zero else 'more than'} 0 seconds, not {value}")
+    return value
+
+
+def fraction(name: str, value: float) -> float:
+    """Return a number from 0 to 1, or raise TypeError or ValueError."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number from 0 to 1, not {value!r}")
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be a number from 0 to 1, not {value}")
     return value
 
 

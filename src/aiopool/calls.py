@@ -6,10 +6,11 @@ import dataclasses
 import enum
 import itertools
 from collections.abc import Callable
+from typing import NamedTuple
 
 from .exceptions import AioPoolError
 
-__all__ = ["CANCELLED", "Call", "CallPhase", "Cancelled", "Outcome", "Reply"]
+__all__ = ["CANCELLED", "Call", "CallPhase", "Cancelled", "Limits", "Outcome", "Reply"]
 
 _ids = itertools.count(1)
 
@@ -23,7 +24,7 @@ class CallPhase(enum.Enum):
     """In its worker's channel, behind a call that runs."""
     RUNNING = "running"
     STOPPING = "stopping"
-    """Cancelled after it was sent; ends when its worker is gone or has given it back."""
+    """Its end is decided after it was sent; it comes when the worker is gone, has stopped it, or has given it back."""
     ENDED = "ended"
 
 
@@ -46,6 +47,18 @@ CANCELLED = Cancelled.CANCELLED
 Outcome = Reply | AioPoolError | Cancelled
 
 
+class Limits(NamedTuple):
+    """How far a call may go.
+
+    Attributes:
+        timeout: seconds that it may run, counted from its start in the worker, or None.
+        retries: how often it is run again when its worker dies under it.
+    """
+
+    timeout: float | None = None
+    retries: int = 0
+
+
 class Call:
     """One call of a function, or of a chunk of items, as it travels.
 
@@ -54,18 +67,33 @@ class Call:
         name: the user's function's name, for errors.
         payload: the pickled function and arguments, in buffers; emptied when the call ends.
         weight: how many calls of the user's function it holds.
+        limits: how long it may run, and how often it is tried again.
         automatic: whether its chunk size was our choice, so that it must not exceed what a worker has left.
         finish: called once, with the outcome, from the event loop.
         phase: kept by the dispatcher.
+        tries: how many workers have died under it; kept by the dispatcher.
+        verdict: the outcome that was decided while it ran; kept by the dispatcher.
     """
 
-    __slots__ = ("automatic", "finish", "id", "name", "payload", "phase", "weight")
+    __slots__ = (
+        "automatic",
+        "finish",
+        "id",
+        "limits",
+        "name",
+        "payload",
+        "phase",
+        "tries",
+        "verdict",
+        "weight",
+    )  # fmt: skip
 
     def __init__(
         self,
         name: str,
         payload: list[bytes],
         finish: Callable[[Outcome], None],
+        limits: Limits = Limits(),  # noqa: B008 - immutable
         *,
         weight: int = 1,
         automatic: bool = False,
@@ -76,7 +104,10 @@ class Call:
         self.finish = finish
         self.weight = weight
         self.automatic = automatic
+        self.limits = limits
         self.phase = CallPhase.NEW
+        self.tries = 0
+        self.verdict: Outcome | None = None
 
     def __repr__(self) -> str:
         return f"<Call {self.id} {self.name} {self.phase.value}>"

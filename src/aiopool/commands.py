@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from .calls import Call, Outcome
 
-__all__ = ["Command", "Dismiss", "Finish", "Kill", "Recall", "Send", "Spawn"]
+__all__ = ["Command", "Dismiss", "Finish", "Interrupt", "Kill", "Recall", "Send", "Spawn"]
 
 
 class Spawn(NamedTuple):
@@ -33,6 +33,13 @@ class Recall(NamedTuple):
     worker: int
 
 
+class Interrupt(NamedTuple):
+    """Have this worker raise an exception within this call, if it still runs it."""
+
+    worker: int
+    call: Call
+
+
 class Dismiss(NamedTuple):
     """Tell this worker, which has nothing in hand, to leave by itself."""
 
@@ -52,4 +59,4 @@ class Finish(NamedTuple):
     outcome: Outcome
 
 
-Command = Spawn | Send | Recall | Dismiss | Kill | Finish
+Command = Spawn | Send | Recall | Interrupt | Dismiss | Kill | Finish

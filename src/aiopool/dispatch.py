@@ -20,8 +20,8 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from .calls import CANCELLED, Call, CallPhase, Outcome, Reply
-from .commands import Command, Dismiss, Finish, Kill, Recall, Send, Spawn
-from .exceptions import AioPoolError, BrokenPool, InitializerError, PoolTerminated, WorkerDied
+from .commands import Command, Dismiss, Finish, Interrupt, Kill, Recall, Send, Spawn
+from .exceptions import AioPoolError, BrokenPool, CallTimeout, InitializerError, PoolTerminated, WorkerDied
 from .phases import POOL_MOVES, WORKER_MOVES, PoolPhase, WorkerPhase
 from .recycling import RecyclePolicy
 from .seats import Seat, Worker
@@ -50,12 +50,21 @@ class Dispatcher:
     Args:
         seats: how many calls may run at once.
         policy: when a worker has served enough.
+        grace: seconds from the interruption of a call to the end of its worker; 0 for no interruption.
+        start_timeout: seconds that a worker has to become ready.
         depth: how many calls a worker may have in its channel, the running one included.
         jitter: returns a number from 0 to 1; spreads the delays between starts after failures.
     """
 
     def __init__(
-        self, seats: int, policy: RecyclePolicy, *, depth: int = 1, jitter: Callable[[], float] = random.random
+        self,
+        seats: int,
+        policy: RecyclePolicy,
+        *,
+        grace: float = 0.0,
+        start_timeout: float = START_TIMEOUT,
+        depth: int = 1,
+        jitter: Callable[[], float] = random.random,
     ) -> None:
         self.phase = PoolPhase.NEW
         self.cause: AioPoolError | None = None  # of a failed start or a broken pool
@@ -63,18 +72,26 @@ class Dispatcher:
         self.waiting = 0
         self._seats = [Seat(number) for number in range(seats)]
         self._policy = policy
+        self._grace = grace
+        self._start_timeout = start_timeout
         self._depth = depth
         self._jitter = jitter
         self._queue: deque[Call] = deque()  # may hold calls that have ended; `waiting` counts the others
         self._idle: list[Worker] = []  # occupants only; the last is the warmest
         self._owner: dict[int, Worker] = {}  # by call id, from Send until the call ends
         self._unseen_before: set[int] = set()  # ids of calls whose worker died before it had read them
-        self._deadlines: dict[Worker, float] = {}
+        self._deadlines: dict[Worker, float] = {}  # of a start, a call, an interruption or a leave
+        self._ages: dict[Worker, float] = {}  # when workers become due by age
         self._spawned = 0
         self._failures = 0
         self._failed_at = 0.0
         self._not_before: float | None = None
         self._commands: list[Command] = []
+
+    @property
+    def idle(self) -> int:
+        """How many calls would be sent at once if they came now."""
+        return len(self._idle)
 
     # Inputs: what users want.
 
@@ -96,8 +113,7 @@ class Dispatcher:
             self.waiting -= 1
             self._end(call, CANCELLED)
         elif call.phase in (CallPhase.SENT, CallPhase.RUNNING):
-            call.phase = CallPhase.STOPPING
-            self._stop(self._owner[call.id])
+            self._condemn(call, CANCELLED, now)
         return self._decided(now)
 
     def withdraw(self, call: Call, now: float) -> list[Command]:
@@ -127,8 +143,12 @@ class Dispatcher:
         worker = self.workers[worker_id]
         if worker.phase is WorkerPhase.STARTING:
             self._move(worker, WorkerPhase.IDLE)
+            if worker.allowance.age is not None:
+                self._ages[worker] = now + worker.allowance.age
             if worker.seat.occupant is worker:
                 self._idle.append(worker)
+            elif worker.seat.occupant in self._idle and worker.seat.occupant.due:
+                self._dismiss(worker.seat.occupant, now)
             if self.phase is PoolPhase.STARTING and all(map(_occupied, self._seats)):
                 self._enter(PoolPhase.RUNNING)
         return self._decided(now)
@@ -150,6 +170,19 @@ class Dispatcher:
         self._kill(worker)
         return self._decided(now)
 
+    def began(self, worker_id: int, call_id: int, now: float) -> list[Command]:
+        """A worker says that it begins a call that has a time limit."""
+        worker = self.workers[worker_id]
+        for call in worker.calls:
+            if call.id == call_id and call.phase is CallPhase.RUNNING and call.limits.timeout is not None:
+                self._deadlines[worker] = now + call.limits.timeout
+        return self._decided(now)
+
+    def due(self, worker_id: int, now: float) -> list[Command]:
+        """A worker uses too much memory; it is to go when it has a successor."""
+        self.workers[worker_id].due = True
+        return self._decided(now)
+
     def replied(self, worker_id: int, call_id: int, reply: Reply, now: float) -> list[Command]:
         """A worker answered a call."""
         worker = self.workers[worker_id]
@@ -160,7 +193,8 @@ class Dispatcher:
         call = worker.calls.popleft()
         worker.served += call.weight
         self._failures = 0
-        self._end(call, CANCELLED if call.phase is CallPhase.STOPPING else reply)
+        self._deadlines.pop(worker, None)
+        self._end(call, reply if call.verdict is None else call.verdict)
         self._proceed(worker, now)
         return self._decided(now)
 
@@ -208,9 +242,9 @@ class Dispatcher:
             begun = 1  # it may well be what kills them
         elif calls and not begun:
             self._unseen_before.add(calls[0].id)
-        for call in calls[:begun]:
-            self._end(call, _ended_with(call, pid, exitcode))
         self._requeue(calls[begun:])
+        for call in reversed(calls[:begun]):
+            self._end_with_worker(call, pid, exitcode)
         self._vacate(worker)
         cause = worker.cause or cause
         if cause or (useless and not begun):
@@ -221,18 +255,18 @@ class Dispatcher:
         """Act on the deadlines that have passed."""
         for worker, deadline in list(self._deadlines.items()):
             if deadline <= now:
-                if worker.phase is WorkerPhase.STARTING:
-                    worker.cause = InitializerError(f"a worker was not ready within {START_TIMEOUT:g} s")
-                    if self.phase is PoolPhase.STARTING:
-                        self._lose(worker.cause, now)
-                self._kill(worker)
+                self._overdue(worker, now)
+        for worker, age in list(self._ages.items()):
+            if age <= now:
+                del self._ages[worker]
+                worker.due = True
         if self._not_before is not None and self._not_before <= now:
             self._not_before = None
         return self._decided(now)
 
     def deadline(self) -> float | None:
         """Return when `tick` is due, or None."""
-        times = list(self._deadlines.values())
+        times = [*self._deadlines.values(), *self._ages.values()]
         if self._not_before is not None:
             times.append(self._not_before)
         return min(times, default=None)
@@ -252,7 +286,7 @@ class Dispatcher:
         while self.waiting and self._idle:
             worker = self._idle.pop()
             call = self._next()
-            if call.automatic and not self._policy.fits(worker.taken, call.weight):
+            if call.automatic and not worker.allowance.fits(worker.taken, call.weight):
                 self._queue.appendleft(call)
                 self._dismiss(worker, now)
             else:
@@ -266,7 +300,7 @@ class Dispatcher:
             worker = seat.occupant
             while self.waiting and worker and worker.phase is WorkerPhase.BUSY and self._has_room(worker):
                 call = self._next()
-                if call.automatic and not self._policy.fits(worker.taken, call.weight):
+                if call.automatic and not worker.allowance.fits(worker.taken, call.weight):
                     self._queue.appendleft(call)
                     break
                 self._send(worker, call)
@@ -291,7 +325,7 @@ class Dispatcher:
         worker.recalled = False
         worker.taken += call.weight
         self._owner[call.id] = worker
-        if self._policy.spent(worker.taken):
+        if worker.allowance.spent(worker.taken):
             self._move(worker, WorkerPhase.RETIRING)
         elif worker.phase is WorkerPhase.IDLE:
             self._move(worker, WorkerPhase.BUSY)
@@ -302,21 +336,44 @@ class Dispatcher:
         if worker.calls:
             first = worker.calls[0]
             if first.phase is CallPhase.STOPPING:
-                self._stop(worker)
+                self._stop(worker, now)
             else:
                 first.phase = CallPhase.RUNNING
-        elif worker.phase is WorkerPhase.RETIRING:
+        elif worker.phase is WorkerPhase.RETIRING or (worker.due and _has_ready_successor(worker)):
             self._dismiss(worker, now)
         else:
             self._move(worker, WorkerPhase.IDLE)
             self._idle.append(worker)
 
-    def _stop(self, worker: Worker) -> None:
+    def _condemn(self, call: Call, verdict: Outcome, now: float) -> None:
+        """Decide how a call ends that a worker has; it ends when it has stopped."""
+        call.phase = CallPhase.STOPPING
+        call.verdict = verdict
+        self._stop(self._owner[call.id], now)
+
+    def _stop(self, worker: Worker, now: float) -> None:
         """End what is to be stopped in a worker, and nothing else: what is behind it is taken back first."""
         if len(worker.calls) > 1:
             self._recall(worker)
         elif worker.calls[0].phase is CallPhase.STOPPING and not worker.recalling:
-            self._kill(worker)
+            if self._grace:
+                self._deadlines[worker] = now + self._grace
+                self._commands.append(Interrupt(worker.id, worker.calls[0]))
+            else:
+                self._kill(worker)
+
+    def _overdue(self, worker: Worker, now: float) -> None:
+        """A worker has let its deadline pass."""
+        del self._deadlines[worker]
+        if worker.calls and worker.calls[0].phase is CallPhase.RUNNING:
+            call = worker.calls[0]
+            self._condemn(call, CallTimeout(call.name, call.limits.timeout or 0.0), now)
+            return
+        if worker.phase is WorkerPhase.STARTING:
+            worker.cause = InitializerError(f"a worker was not ready within {self._start_timeout:g} s")
+            if self.phase is PoolPhase.STARTING:
+                self._lose(worker.cause, now)
+        self._kill(worker)
 
     def _recall(self, worker: Worker) -> None:
         if not worker.recalled and worker.phase in (WorkerPhase.BUSY, WorkerPhase.RETIRING):
@@ -363,14 +420,15 @@ class Dispatcher:
             if seat.occupant is None:
                 seat.occupant = self._spawn(seat, now)
                 needed -= 1
-            elif seat.occupant.phase is WorkerPhase.RETIRING and seat.successor is None:
+            elif seat.successor is None and (seat.occupant.due or seat.occupant.phase is WorkerPhase.RETIRING):
                 seat.successor = self._spawn(seat, now)
                 needed -= 1
 
     def _spawn(self, seat: Seat, now: float) -> Worker:
         self._spawned += 1
-        worker = self.workers[self._spawned] = Worker(self._spawned, seat)
-        self._deadlines[worker] = now + START_TIMEOUT
+        worker = Worker(self._spawned, seat, self._policy.allowance(self._jitter()))
+        self.workers[worker.id] = worker
+        self._deadlines[worker] = now + self._start_timeout
         self._commands.append(Spawn(worker.id, seat.number))
         return worker
 
@@ -395,11 +453,19 @@ class Dispatcher:
         self._unseen_before.discard(call.id)
         self._commands.append(Finish(call, outcome))
 
+    def _end_with_worker(self, call: Call, pid: int | None, exitcode: int | None) -> None:
+        """A worker has died under a call: that is its end, unless it may be tried again."""
+        call.tries += 1
+        if call.verdict is None and call.tries <= call.limits.retries:
+            self._requeue([call])
+        else:
+            self._end(call, call.verdict or WorkerDied(pid, exitcode, call.name, call.tries))
+
     def _requeue(self, calls: Iterable[Call]) -> None:
-        """Put calls that no worker has begun back where they came from: before all others, in their order."""
+        """Put calls back where they came from: before all others, in their order."""
         for call in reversed(list(calls)):
-            if call.phase is CallPhase.STOPPING:
-                self._end(call, CANCELLED)
+            if call.verdict is not None:
+                self._end(call, call.verdict)
             else:
                 del self._owner[call.id]
                 call.phase = CallPhase.WAITING
@@ -408,8 +474,7 @@ class Dispatcher:
 
     def _abandon_calls(self, worker: Worker) -> None:
         for call in worker.calls:
-            stopping = call.phase is CallPhase.STOPPING
-            self._end(call, CANCELLED if stopping else PoolTerminated("the pool was terminated while the call ran"))
+            self._end(call, call.verdict or PoolTerminated("the pool was terminated while the call ran"))
         worker.calls.clear()
 
     def _kill_all(self) -> None:
@@ -460,6 +525,8 @@ class Dispatcher:
             raise RuntimeError(f"{worker!r} cannot become {phase.value}")
         worker.phase = phase
         self._deadlines.pop(worker, None)
+        if phase in (WorkerPhase.LEAVING, WorkerPhase.KILLED, WorkerPhase.GONE):
+            self._ages.pop(worker, None)
 
     def _enter(self, phase: PoolPhase) -> None:
         if phase not in POOL_MOVES[self.phase]:
@@ -471,8 +538,9 @@ def _occupied(seat: Seat) -> bool:
     return seat.occupant is not None and seat.occupant.phase is WorkerPhase.IDLE
 
 
-def _ended_with(call: Call, pid: int | None, exitcode: int | None) -> Outcome:
-    return CANCELLED if call.phase is CallPhase.STOPPING else WorkerDied(pid, exitcode, call.name)
+def _has_ready_successor(worker: Worker) -> bool:
+    successor = worker.seat.successor
+    return successor is not None and successor.phase is WorkerPhase.IDLE
 
 
 def _premature(pid: int | None, exitcode: int | None, *, in_start: bool) -> AioPoolError:

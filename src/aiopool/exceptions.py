@@ -9,10 +9,15 @@
     ├── BrokenPool                      replacements for dead workers kept dying
     ├── InitializerError                a worker did not become ready
     ├── WorkerDied                      the process went away under the call
+    ├── CallTimeout (TimeoutError)      the call ran longer than its time limit
+    ├── PoolFull                        max_pending calls wait already
     ├── CallAborted                     the job raised SystemExit, KeyboardInterrupt, CancelledError, ...
     ├── NotPicklable                    something could not cross the process boundary
     ├── ResultTimeout (TimeoutError)    get(timeout) gave up waiting; the call goes on
     └── RemoteTraceback                 the worker's traceback, as the cause of an exception
+
+    BaseException
+    └── CallInterrupted                 raised within the job that is to stop, so that it can clean up
 
 An ordinary exception of the user's function is none of these: it arrives as itself.
 """
@@ -26,8 +31,11 @@ __all__ = [
     "AioPoolError",
     "BrokenPool",
     "CallAborted",
+    "CallInterrupted",
+    "CallTimeout",
     "InitializerError",
     "NotPicklable",
+    "PoolFull",
     "PoolNotRunning",
     "PoolTerminated",
     "RemoteTraceback",
@@ -61,6 +69,35 @@ class InitializerError(AioPoolError):
     """A worker did not become ready: its initializer failed, or it went away first. See ``__cause__``."""
 
 
+class CallTimeout(AioPoolError, TimeoutError):  # noqa: N818 - the contract's name
+    """The call ran longer than its ``timeout``, and was stopped.
+
+    Attributes:
+        call: the name of the function.
+        timeout: the limit, in seconds, counted from the call's start in the worker.
+    """
+
+    def __init__(self, call: str, timeout: float) -> None:
+        super().__init__(call, timeout)
+        self.call = call
+        self.timeout = timeout
+
+    def __str__(self) -> str:
+        return f"{self.call} ran longer than its time limit of {self.timeout:g} s, and was stopped"
+
+
+class PoolFull(AioPoolError):  # noqa: N818 - the contract's name
+    """As many calls wait as ``max_pending`` allows."""
+
+
+class CallInterrupted(BaseException):
+    """Raised in the worker, within the call that is to stop: it was cancelled, or is over its time limit.
+
+    With ``cancel_grace``, a job has that long to clean up (``finally``, ``with``) and let this exception pass. It is
+    no `Exception`, so that ``except Exception`` lets it through.
+    """
+
+
 class ResultTimeout(AioPoolError, TimeoutError, multiprocessing.TimeoutError):  # noqa: N818
     """``get(timeout)`` or ``next(timeout)`` gave up waiting. The call itself goes on."""
 
@@ -92,13 +129,15 @@ class WorkerDied(AioPoolError):  # noqa: N818 - the contract's name
         exitcode: what it exited with; negative for a signal; None when nobody could tell.
         signal: the signal's name (``"SIGKILL"``), or None.
         call: the name of the function that it was running, or None.
+        tries: how many workers the call has had, this one included.
     """
 
-    def __init__(self, pid: int | None, exitcode: int | None, call: str | None = None) -> None:
-        super().__init__(pid, exitcode, call)
+    def __init__(self, pid: int | None, exitcode: int | None, call: str | None = None, tries: int = 1) -> None:
+        super().__init__(pid, exitcode, call, tries)
         self.pid = pid
         self.exitcode = exitcode
         self.call = call
+        self.tries = tries
 
     @property
     def signal(self) -> str | None:
@@ -118,7 +157,8 @@ class WorkerDied(AioPoolError):  # noqa: N818 - the contract's name
         else:
             how = f"exited with code {self.exitcode}"
         while_running = f" while running {self.call}" if self.call else ""
-        return f"worker process {self.pid} {how}{while_running}"
+        tried = f" (the last of {self.tries} tries)" if self.tries > 1 else ""
+        return f"worker process {self.pid} {how}{while_running}{tried}"
 
 
 class NotPicklable(AioPoolError):  # noqa: N818 - the contract's name

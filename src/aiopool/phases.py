@@ -26,7 +26,7 @@ _W = WorkerPhase
 WORKER_MOVES: dict[WorkerPhase, frozenset[WorkerPhase]] = {
     _W.STARTING: frozenset({_W.IDLE, _W.LEAVING, _W.KILLED, _W.GONE}),
     _W.IDLE: frozenset({_W.BUSY, _W.RETIRING, _W.LEAVING, _W.KILLED, _W.GONE}),
-    _W.BUSY: frozenset({_W.IDLE, _W.RETIRING, _W.KILLED, _W.GONE}),
+    _W.BUSY: frozenset({_W.IDLE, _W.RETIRING, _W.LEAVING, _W.KILLED, _W.GONE}),
     _W.RETIRING: frozenset({_W.LEAVING, _W.KILLED, _W.GONE}),
     _W.LEAVING: frozenset({_W.KILLED, _W.GONE}),
     _W.KILLED: frozenset({_W.GONE}),

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import pickle
 import warnings
 import weakref
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
-from functools import partial
-from itertools import islice
 from multiprocessing.context import BaseContext
 from types import TracebackType
 from typing import Any, NoReturn, ParamSpec, Self, TypeVar
@@ -17,15 +14,29 @@ from typing import Any, NoReturn, ParamSpec, Self, TypeVar
 import anyio
 import anyio.lowlevel
 
-from . import failures, wire
-from .arguments import at_least_one, check_callable, check_iterable, find_context, name_of, usable_cpus
+from . import packing
+from .admission import Admission
+from .arguments import (
+    Default,
+    at_least,
+    at_least_one,
+    check_callable,
+    check_iterable,
+    find_context,
+    fraction,
+    name_of,
+    optional,
+    seconds,
+    usable_cpus,
+)
 from .backends import start_methods
 from .backends.base import Backend, in_loop
 from .backends.local import LocalBackend
-from .exceptions import NotPicklable, WrongLoop
+from .calls import Limits
+from .exceptions import WrongLoop
 from .phases import PoolPhase
 from .recycling import RecyclePolicy
-from .results import AsyncResult, MapResult
+from .results import AsyncResult, MapResult, PackedChunk
 from .streams import ImapIterator, Window
 from .worker import job
 from .worker.main import Initializer
@@ -58,11 +69,27 @@ class AioPool:
             not chunks, other than in multiprocessing; a larger chunk that was asked for is finished.)
         context: a multiprocessing context or the name of a start method. The default is ``"forkserver"`` where there
             is one, else ``"spawn"``: a fork would take along the running loop's handlers, locks and connections.
+        timeout: seconds that a call may run, counted from its start in the worker, before it is stopped and raises
+            `CallTimeout`; for `map` and `imap` it is the limit of a chunk, and an automatic chunk is then one item.
+            None for no limit. A call may ask for another, as for ``retries``.
+        retries: how often a call is run again when its worker died under it. (Never after a cancellation, a timeout
+            or an exception.)
+        max_pending: how many calls may wait for a worker: `apply`, `map` and `imap` wait for room, first come first
+            served; `apply_async`, `submit` and `map_async` raise `PoolFull`. None for any number.
+        cancel_grace: seconds that a call which is cancelled, or over its time limit, has to stop by itself:
+            `CallInterrupted` is raised in it, and only if it does not end in that time its worker is killed. With 0 it
+            is killed at once.
+        max_memory_per_child: bytes of resident memory (on Linux the present size, shared pages included; elsewhere
+            the largest so far) from which on a worker is replaced. It is measured after each call.
+        max_age: seconds from which on a worker is replaced.
+        recycle_jitter: a part, from 0 to 1, by which each worker's limits of calls and age are lowered at random, so
+            that workers do not all leave together.
+        start_timeout: seconds that a worker has to start and to run its initializer.
         preload: names of modules that workers have imported before the first call. The fork server imports them
             once if it is not running yet.
 
     Raises:
-        ValueError: a number is too small, or the start method unknown.
+        ValueError: a number is out of its range, or the start method unknown.
         TypeError: an argument is of the wrong type.
     """
 
@@ -74,20 +101,39 @@ class AioPool:
         maxtasksperchild: int | None = None,
         context: BaseContext | str | None = None,
         *,
+        timeout: float | None = None,
+        retries: int = 0,
+        max_pending: int | None = None,
+        cancel_grace: float = 0.0,
+        max_memory_per_child: int | None = None,
+        max_age: float | None = None,
+        recycle_jitter: float = 0.0,
+        start_timeout: float = 60.0,
         preload: Sequence[str] = (),
     ) -> None:
         seats = usable_cpus() if processes is None else at_least_one("processes", processes)
         if initializer is not None:
             check_callable("initializer", initializer)
-        if maxtasksperchild is not None:
-            at_least_one("maxtasksperchild", maxtasksperchild)
         if isinstance(preload, str) or not all(isinstance(name, str) for name in preload):
             raise TypeError(f"preload must be a sequence of module names, not {preload!r}")
         self._context = find_context(context)
         self._preload = tuple(preload)
-        self._policy = RecyclePolicy(maxtasksperchild)
-        task = Initializer(initializer, tuple(check_iterable("initargs", initargs)), self._preload)
-        self._backend: Backend = LocalBackend(seats, self._context, task, self._policy)
+        self._limits = Limits(optional(seconds, "timeout", timeout), at_least(0, "retries", retries))
+        self._policy = RecyclePolicy(
+            optional(at_least_one, "maxtasksperchild", maxtasksperchild),
+            optional(seconds, "max_age", max_age),
+            fraction("recycle_jitter", recycle_jitter),
+        )
+        self._backend: Backend = LocalBackend(
+            seats,
+            self._context,
+            Initializer(initializer, tuple(check_iterable("initargs", initargs)), self._preload),
+            self._policy,
+            memory_limit=optional(at_least_one, "max_memory_per_child", max_memory_per_child),
+            grace=seconds("cancel_grace", cancel_grace, zero=True),
+            start_timeout=seconds("start_timeout", start_timeout),
+        )
+        self._admission = Admission(self._backend, optional(at_least_one, "max_pending", max_pending))
         self._owner = os.getpid()
         self._finalizer: weakref.finalize[..., Any] | None = None
 
@@ -191,21 +237,41 @@ class AioPool:
 
     # One call.
 
-    async def apply(self, func: Callable[..., T], args: Iterable[Any] = (), kwds: Mapping[str, Any] | None = None) -> T:
+    async def apply(
+        self,
+        func: Callable[..., T],
+        args: Iterable[Any] = (),
+        kwds: Mapping[str, Any] | None = None,
+        *,
+        timeout: float | Default | None = Default.POOLS,
+        retries: int | Default = Default.POOLS,
+    ) -> T:
         """Call ``func(*args, **kwds)`` in a worker; return what it returns, raise what it raises.
 
         Cancelling this cancels the call: when the cancellation arrives, the call has ended, and so has its worker
-        if it was running.
+        unless the call has stopped within ``cancel_grace``.
+
+        Args:
+            func: what to call in a worker.
+            args: its positional arguments.
+            kwds: its keyword arguments.
+            timeout: seconds that the call may run, or None for no limit; instead of the pool's.
+            retries: how often it is run again when its worker died under it; instead of the pool's.
 
         Raises:
             NotPicklable: the function, an argument, the result or the exception cannot be pickled.
             WorkerDied: the worker went away under the call.
+            CallTimeout: the call ran longer than its time limit.
             CallAborted: the function raised SystemExit, KeyboardInterrupt or the like.
             PoolNotRunning: the pool is not started, or closed.
             PoolTerminated: the pool was terminated meanwhile.
             BrokenPool: workers keep dying before they can serve a call.
         """
-        return await self.apply_async(func, args, kwds)
+        payload, limits = self._prepare(func, args, kwds), self._limits_for(timeout, retries)
+        await self._admission.enter()
+        result: AsyncResult[T] = AsyncResult(self._backend, name_of(func))
+        result.begin(payload, limits)
+        return await result
 
     def apply_async(
         self,
@@ -214,6 +280,9 @@ class AioPool:
         kwds: Mapping[str, Any] | None = None,
         callback: Callable[[T], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
+        *,
+        timeout: float | Default | None = Default.POOLS,
+        retries: int | Default = Default.POOLS,
     ) -> AsyncResult[T]:
         """Begin a call and return its result-to-be at once.
 
@@ -224,28 +293,49 @@ class AioPool:
             callback: called in the loop with the value, if there is one. If it raises, the loop's exception handler
                 is told.
             error_callback: called in the loop with the exception, if there is one.
+            timeout: see `apply`.
+            retries: see `apply`.
 
         Raises:
             NotPicklable: the function or an argument cannot be pickled.
             PoolNotRunning: the pool is not started, or closed.
+            PoolFull: ``max_pending`` calls wait already.
         """
-        self._check_usable()
-        check_callable("func", func)
-        name = name_of(func)
-        payload = _pack(name, func, tuple(check_iterable("args", args)), {} if kwds is None else dict(kwds))
-        result: AsyncResult[T] = AsyncResult(self._backend, name)
+        payload, limits = self._prepare(func, args, kwds), self._limits_for(timeout, retries)
+        result: AsyncResult[T] = AsyncResult(self._backend, name_of(func))
         _add_callbacks(result, callback, error_callback)
-        result.begin(payload)
+        self._admission.take(1)
+        result.begin(payload, limits)
         return result
 
     def submit(self, func: Callable[P, T], /, *args: P.args, **kwds: P.kwargs) -> AsyncResult[T]:
         """Begin ``func(*args, **kwds)`` in a worker: `apply_async` with the arguments written as in a call."""
         return self.apply_async(func, args, kwds)
 
+    def _prepare(self, func: Callable[..., object], args: Iterable[Any], kwds: Mapping[str, Any] | None) -> list[bytes]:
+        self._check_usable()
+        check_callable("func", func)
+        keywords = {} if kwds is None else dict(kwds)
+        return packing.pack(name_of(func), func, tuple(check_iterable("args", args)), keywords)
+
+    def _limits_for(self, timeout: float | Default | None, retries: int | Default) -> Limits:
+        if timeout is Default.POOLS and retries is Default.POOLS:
+            return self._limits
+        return Limits(
+            self._limits.timeout if timeout is Default.POOLS else optional(seconds, "timeout", timeout),
+            self._limits.retries if retries is Default.POOLS else at_least(0, "retries", retries),
+        )
+
     # Many calls.
 
     async def map(
-        self, func: Callable[[S], T], iterable: Iterable[S] | AsyncIterable[S], chunksize: int | None = None
+        self,
+        func: Callable[[S], T],
+        iterable: Iterable[S] | AsyncIterable[S],
+        chunksize: int | None = None,
+        *,
+        timeout: float | Default | None = Default.POOLS,
+        retries: int | Default = Default.POOLS,
     ) -> list[T]:
         """Call ``func(item)`` for each item; return the values in order.
 
@@ -254,18 +344,26 @@ class AioPool:
         Args:
             func: what to call in the workers.
             iterable: the items; an async iterable is read to its end first.
-            chunksize: how many items travel together; None divides the input into four chunks for each worker.
+            chunksize: how many items travel together; None divides the input into four chunks for each worker, or
+                into single items if there is a time limit.
+            timeout: see `apply`; the limit of each chunk.
+            retries: see `apply`; the whole chunk is run again.
         """
-        return await self.map_async(func, iterable, chunksize)
+        limits = self._limits_for(timeout, retries)
+        return await self._map(job.map_chunk, func, iterable, chunksize, None, None, limits, wait=True)
 
     async def starmap(
         self,
         func: Callable[..., T],
         iterable: Iterable[Iterable[Any]] | AsyncIterable[Iterable[Any]],
         chunksize: int | None = None,
+        *,
+        timeout: float | Default | None = Default.POOLS,
+        retries: int | Default = Default.POOLS,
     ) -> list[T]:
         """Call ``func(*item)`` for each item; return the values in order. For the rest, see `map`."""
-        return await self.starmap_async(func, iterable, chunksize)
+        limits = self._limits_for(timeout, retries)
+        return await self._map(job.starmap_chunk, func, iterable, chunksize, None, None, limits, wait=True)
 
     def map_async(
         self,
@@ -274,9 +372,13 @@ class AioPool:
         chunksize: int | None = None,
         callback: Callable[[list[T]], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
+        *,
+        timeout: float | Default | None = Default.POOLS,
+        retries: int | Default = Default.POOLS,
     ) -> MapResult[T]:
         """Begin a `map` and return its result-to-be at once. For the callbacks, see `apply_async`."""
-        return self._map(job.map_chunk, func, iterable, chunksize, callback, error_callback)
+        limits = self._limits_for(timeout, retries)
+        return self._map(job.map_chunk, func, iterable, chunksize, callback, error_callback, limits)
 
     def starmap_async(
         self,
@@ -285,9 +387,13 @@ class AioPool:
         chunksize: int | None = None,
         callback: Callable[[list[T]], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
+        *,
+        timeout: float | Default | None = Default.POOLS,
+        retries: int | Default = Default.POOLS,
     ) -> MapResult[T]:
         """Begin a `starmap` and return its result-to-be at once. For the callbacks, see `apply_async`."""
-        return self._map(job.starmap_chunk, func, iterable, chunksize, callback, error_callback)
+        limits = self._limits_for(timeout, retries)
+        return self._map(job.starmap_chunk, func, iterable, chunksize, callback, error_callback, limits)
 
     def imap(
         self,
@@ -295,6 +401,9 @@ class AioPool:
         iterable: Iterable[S] | AsyncIterable[S],
         chunksize: int = 1,
         buffersize: int | None = None,
+        *,
+        timeout: float | Default | None = Default.POOLS,
+        retries: int | Default = Default.POOLS,
     ) -> ImapIterator[T]:
         """Call ``func(item)`` for each item; return an async iterator over the values, in order.
 
@@ -304,8 +413,11 @@ class AioPool:
             chunksize: how many items travel together.
             buffersize: how many chunks are taken from the input ahead of what you have received; None means two
                 for each worker.
+            timeout: see `apply`; the limit of each chunk.
+            retries: see `apply`; the whole chunk is run again.
         """
-        return self._imap(func, iterable, chunksize, buffersize, ordered=True)
+        limits = self._limits_for(timeout, retries)
+        return self._imap(func, iterable, chunksize, buffersize, limits, ordered=True)
 
     def imap_unordered(
         self,
@@ -313,9 +425,13 @@ class AioPool:
         iterable: Iterable[S] | AsyncIterable[S],
         chunksize: int = 1,
         buffersize: int | None = None,
+        *,
+        timeout: float | Default | None = Default.POOLS,
+        retries: int | Default = Default.POOLS,
     ) -> ImapIterator[T]:
         """Call ``func(item)`` for each item; return an async iterator over the values as they come. See `imap`."""
-        return self._imap(func, iterable, chunksize, buffersize, ordered=False)
+        limits = self._limits_for(timeout, retries)
+        return self._imap(func, iterable, chunksize, buffersize, limits, ordered=False)
 
     def _map(
         self,
@@ -325,37 +441,49 @@ class AioPool:
         chunksize: int | None,
         callback: Callable[[list[T]], object] | None,
         error_callback: Callable[[BaseException], object] | None,
+        limits: Limits,
+        *,
+        wait: bool = False,
     ) -> MapResult[T]:
         self._check_usable()
         check_callable("func", func)
-        if chunksize is not None:
-            at_least_one("chunksize", chunksize)
+        optional(at_least_one, "chunksize", chunksize)
         result: MapResult[T] = MapResult(self._backend, name_of(func))
         _add_callbacks(result, callback, error_callback)
-        begin = partial(self._begin_map, result, over_chunk, func, chunksize)
+
+        def begin(items: list[Any]) -> None:
+            self._check_usable()
+            chunks = self._pack_chunks(over_chunk, func, items, chunksize, limits)
+            if wait and self._admission.limited:
+                result.feed_chunks(chunks, limits, self._admission.enter)
+            else:
+                self._admission.take(len(chunks))
+                result.begin_chunks(chunks, limits)
+
         if isinstance(iterable, AsyncIterable):
             result.begin_when_read(iterable, begin)
         else:
             begin(list(check_iterable("iterable", iterable)))
         return result
 
-    def _begin_map(
+    def _pack_chunks(
         self,
-        result: MapResult[T],
-        over_chunk: Callable[..., list[T]],
-        func: Callable[..., T],
-        chunksize: int | None,
+        over_chunk: Callable[..., object],
+        func: Callable[..., object],
         items: list[Any],
-    ) -> None:
-        self._check_usable()
+        chunksize: int | None,
+        limits: Limits,
+    ) -> list[PackedChunk]:
         size = chunksize
-        if size is None:
+        if size is None and limits.timeout is not None:
+            size = 1
+        elif size is None:
             size = self._policy.chunksize(-(-len(items) // (self._backend.seats * CHUNKS_PER_WORKER)) or 1)
-        rest = iter(items)
-        chunks = iter(lambda: list(islice(rest, size)), [])
-        name = name_of(func)
-        payloads = [(_pack(name, over_chunk, (func, chunk), {}), len(chunk)) for chunk in chunks]
-        result.begin_chunks(payloads, automatic=chunksize is None)
+        chunks = (items[begin : begin + size] for begin in range(0, len(items), size))
+        name, automatic = name_of(func), chunksize is None
+        return [
+            PackedChunk(packing.pack(name, over_chunk, (func, chunk), {}), len(chunk), automatic) for chunk in chunks
+        ]
 
     def _imap(
         self,
@@ -363,6 +491,7 @@ class AioPool:
         iterable: Iterable[Any] | AsyncIterable[Any],
         chunksize: int,
         buffersize: int | None,
+        limits: Limits,
         *,
         ordered: bool,
     ) -> ImapIterator[T]:
@@ -372,12 +501,14 @@ class AioPool:
         ahead = CHUNKS_AHEAD * self._backend.seats if buffersize is None else at_least_one("buffersize", buffersize)
         source = iterable if isinstance(iterable, AsyncIterable) else check_iterable("iterable", iterable)
         name = name_of(func)
-        _dumps("function", name, func)  # a function that cannot travel is an error of this line
+        packing.dumps("function", name, func)  # a function that cannot travel is an error of this line
 
         def pack(items: list[Any]) -> list[bytes]:
-            return _pack(name, job.each_of_chunk, (func, items), {})
+            return packing.pack(name, job.each_of_chunk, (func, items), {})
 
-        window = Window(self._backend, name, pack, chunksize=chunksize, buffersize=ahead, ordered=ordered)
+        window = Window(
+            self._backend, self._admission, name, pack, limits, chunksize=chunksize, buffersize=ahead, ordered=ordered
+        )
         window.open(source)
         return ImapIterator(window)
 
@@ -437,15 +568,3 @@ def _add_callbacks(
             error_callback(error)
 
     result.add_done_callback(call_back)
-
-
-def _pack(name: str, func: object, args: tuple[Any, ...], kwds: dict[str, Any]) -> list[bytes]:
-    return wire.pack_call(_dumps("function", name, func), _dumps("arguments", name, (args, kwds)))
-
-
-def _dumps(what: str, name: str, value: object) -> bytes:
-    try:
-        return pickle.dumps(value, protocol=5)
-    except Exception as error:
-        text = failures.format_traceback(error)
-        raise NotPicklable(what, name, failures.type_name(error), failures.text_of(error), text) from error

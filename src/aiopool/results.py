@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import pickle
-from collections.abc import AsyncIterable, Callable, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from . import failures
 from .backends.base import Backend
-from .calls import CANCELLED, Call, CallPhase, Outcome, Reply
-from .exceptions import CallAborted, NotPicklable, PoolTerminated, ResultTimeout
+from .calls import CANCELLED, Call, CallPhase, Limits, Outcome, Reply
+from .exceptions import AioPoolError, CallAborted, NotPicklable, PoolTerminated, ResultTimeout
 
-__all__ = ["AsyncResult", "MapResult", "deliverable", "open_outcome"]
+__all__ = ["AsyncResult", "MapResult", "PackedChunk", "deliverable", "open_outcome"]
 
 T = TypeVar("T")
 
@@ -127,9 +127,9 @@ class AsyncResult(asyncio.Future[T], Generic[T]):
         error = self._exception
         return "finished" if error is None else f"failed with {type(error).__name__}"
 
-    def begin(self, payload: list[bytes]) -> None:
+    def begin(self, payload: list[bytes], limits: Limits) -> None:
         """Submit the one call."""
-        self._submit([Call(self._name, payload, self._finish)])
+        self._submit([Call(self._name, payload, self._finish, limits)])
 
     def _submit(self, calls: Sequence[Call]) -> None:
         """Submit the calls whose outcome this is."""
@@ -163,6 +163,16 @@ class AsyncResult(asyncio.Future[T], Generic[T]):
         super().cancel(msg=self._message)
 
 
+class PackedChunk(NamedTuple):
+    """Some items, ready to be sent."""
+
+    payload: list[bytes]
+    weight: int
+    """How many items."""
+    automatic: bool
+    """Whether that many was our choice."""
+
+
 class MapResult(AsyncResult[list[T]]):
     """The result of a map: the list of values, in order, or the first exception."""
 
@@ -172,18 +182,40 @@ class MapResult(AsyncResult[list[T]]):
         self._left = 0
         self._reader: asyncio.Task[None] | None = None
 
-    def begin_chunks(self, payloads: Sequence[tuple[list[bytes], int]], *, automatic: bool) -> None:
-        """Submit the chunks: their pickles, and how many items each holds."""
-        self._left = len(payloads)
-        self._chunks = [[] for _ in payloads]
-        if not payloads:
+    def begin_chunks(self, chunks: Sequence[PackedChunk], limits: Limits) -> None:
+        """Submit the chunks, all at once."""
+        self._submit(self._calls_for(chunks, limits))
+
+    def feed_chunks(self, chunks: Sequence[PackedChunk], limits: Limits, enter: Callable[[], Awaitable[None]]) -> None:
+        """Submit the chunks one by one, each when ``enter`` lets it."""
+        calls, submitted = self._calls_for(chunks, limits), list[Call]()
+        self._calls = submitted
+
+        async def feed() -> None:
+            try:
+                for call in calls:
+                    await enter()
+                    submitted.append(call)
+                    self._backend.submit(call)
+            except AioPoolError as refused:
+                self._settle(None, refused)
+
+        self._reader = self._backend.loop.create_task(feed())
+        # Not in a finally clause: a task that is cancelled before its first step never gets there.
+        self._reader.add_done_callback(lambda _reader: self._end_chunks(len(calls) - len(submitted)))
+
+    def _calls_for(self, chunks: Sequence[PackedChunk], limits: Limits) -> list[Call]:
+        self._left = len(chunks)
+        self._chunks = [[] for _ in chunks]
+        if not chunks:
             self.set_result([])
-        self._submit(
-            [
-                Call(self._name, payload, partial(self._finish_chunk, number), weight=weight, automatic=automatic)
-                for number, (payload, weight) in enumerate(payloads)
-            ]
-        )
+        return [
+            Call(
+                self._name, chunk.payload, partial(self._finish_chunk, number), limits,
+                weight=chunk.weight, automatic=chunk.automatic,
+            )
+            for number, chunk in enumerate(chunks)
+        ]  # fmt: skip
 
     def begin_when_read(self, source: AsyncIterable[Any], begin: Callable[[list[Any]], None]) -> None:
         """Read all of the input first; ``begin`` is then called with it."""
@@ -193,22 +225,24 @@ class MapResult(AsyncResult[list[T]]):
                 begin([item async for item in source])
             except Exception as error:  # noqa: BLE001 - of the user's iterator: it is the result's
                 self._settle(None, error)
-            except asyncio.CancelledError:
-                self._settle_cancelled()
 
         self._reader = self._backend.loop.create_task(read())
+        self._reader.add_done_callback(lambda reader: self._settle_cancelled() if reader.cancelled() else None)
 
     def _stop(self) -> None:
-        if self._calls:
-            super()._stop()
-        elif self._reader is not None:
+        if self._reader is not None:
             self._reader.cancel()
+        super()._stop()
 
     def _finish_chunk(self, number: int, outcome: Outcome) -> None:
-        self._left -= 1
         if outcome is not CANCELLED and not self._stopping and not self.done():
             open_outcome(outcome, self._name, partial(self._take, number))
-        if self._left == 0:
+        self._end_chunks(1)
+
+    def _end_chunks(self, count: int) -> None:
+        """So many chunks have ended, or will never begin."""
+        self._left -= count
+        if count and self._left == 0:
             self._calls = ()
             if self._stopping:
                 self._settle_cancelled()
@@ -220,6 +254,8 @@ class MapResult(AsyncResult[list[T]]):
             self._chunks[number] = values
             return
         self._settle(None, error)
+        if self._reader is not None:
+            self._reader.cancel()
         for call in self._calls:
             if call.phase is CallPhase.WAITING:
                 self._backend.withdraw(call)

@@ -7,6 +7,7 @@ from collections import deque
 from .calls import Call
 from .exceptions import AioPoolError
 from .phases import WorkerPhase
+from .recycling import Allowance
 
 __all__ = ["Seat", "Worker"]
 
@@ -14,11 +15,25 @@ __all__ = ["Seat", "Worker"]
 class Worker:
     """What the dispatcher knows of one worker."""
 
-    __slots__ = ("calls", "cause", "id", "phase", "recalled", "recalling", "seat", "served", "taken")
+    __slots__ = (
+        "allowance",
+        "calls",
+        "cause",
+        "due",
+        "id",
+        "phase",
+        "recalled",
+        "recalling",
+        "seat",
+        "served",
+        "taken",
+    )
 
-    def __init__(self, id_: int, seat: Seat) -> None:
+    def __init__(self, id_: int, seat: Seat, allowance: Allowance) -> None:
         self.id = id_
         self.seat = seat
+        self.allowance = allowance
+        self.due = False  # it is to leave as soon as its successor is ready
         self.phase = WorkerPhase.STARTING
         self.calls: deque[Call] = deque()  # sent and not answered; the first of them runs
         self.taken = 0  # calls of the user's function sent to it so far

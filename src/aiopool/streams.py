@@ -16,9 +16,10 @@ from typing import Any, Generic, TypeVar
 import anyio
 
 from . import failures
+from .admission import Admission
 from .backends.base import Backend, in_loop
-from .calls import CANCELLED, Call, Outcome
-from .exceptions import NotPicklable, ResultTimeout
+from .calls import CANCELLED, Call, Limits, Outcome
+from .exceptions import AioPoolError, NotPicklable, ResultTimeout
 from .phases import PoolPhase
 from .results import deliverable, open_outcome
 
@@ -50,8 +51,10 @@ class Window:
 
     Args:
         backend: runs the calls.
+        admission: says when a call may be submitted.
         name: of the user's function.
         pack: pickles a chunk's items into the payload of a call.
+        limits: of each chunk.
         chunksize: items in a chunk.
         buffersize: chunks in the window.
         ordered: whether they are handed out in the order of the input.
@@ -60,8 +63,10 @@ class Window:
     def __init__(
         self,
         backend: Backend,
+        admission: Admission,
         name: str,
         pack: Callable[[list[Any]], list[bytes]],
+        limits: Limits,
         *,
         chunksize: int,
         buffersize: int,
@@ -71,7 +76,9 @@ class Window:
         self.name = name
         self.running = 0
         self.closed = False
+        self._admission = admission
         self._pack = pack
+        self._limits = limits
         self._chunksize = chunksize
         self._buffersize = buffersize
         self._ordered = ordered
@@ -97,6 +104,8 @@ class Window:
 
     def open(self, source: Iterable[Any] | AsyncIterable[Any]) -> None:
         """Begin to take from the input."""
+        if self._admission.limited and not isinstance(source, AsyncIterable):
+            source = _asynchronous(source)
         if isinstance(source, AsyncIterable):
             self._reader = self.backend.loop.create_task(self._read(aiter(source)))
             self._reader.add_done_callback(self._wake)
@@ -125,7 +134,7 @@ class Window:
             async for item in source:
                 items.append(item)
                 if len(items) == self._chunksize:
-                    self._submit(items)
+                    await self._submit_in_turn(items)
                     items = []
                     await self._until_room()
                 if self._exhausted:
@@ -133,8 +142,16 @@ class Window:
         except Exception as raised:  # noqa: BLE001 - of the user's iterator: raised in its turn
             error = raised
         if items:
-            self._submit(items)
+            await self._submit_in_turn(items)
         self._end_input(error)
+
+    async def _submit_in_turn(self, items: list[Any]) -> None:
+        try:
+            await self._admission.enter()
+        except AioPoolError as refused:
+            self._end_input(refused)
+        else:
+            self._submit(items)
 
     async def _until_room(self) -> None:
         while len(self._chunks) >= self._buffersize:
@@ -153,7 +170,7 @@ class Window:
             chunk.take(None, error)
             self._wake()
             return
-        chunk.call = Call(self.name, payload, partial(self._finish, chunk), weight=len(items))
+        chunk.call = Call(self.name, payload, partial(self._finish, chunk), self._limits, weight=len(items))
         self.running += 1
         self.backend.submit(chunk.call)
 
@@ -225,6 +242,11 @@ class Window:
         for chunk in chunks:
             if chunk.call is not None:
                 self.backend.cancel(chunk.call)
+
+
+async def _asynchronous(items: Iterable[T]) -> AsyncIterator[T]:
+    for item in items:
+        yield item
 
 
 class ImapIterator(AsyncIterator[T], Generic[T]):

@@ -8,9 +8,12 @@ frame begins. Both ends use this module; it imports only the standard library.
 kind   direction call    payload
 ====== ========= ======= ==========================================================
 CALL   down      its id  the function's pickle and the arguments' pickle, see `pack_call`
+TIMED  down      its id  the same; the worker is to say when it begins
 LEAVE  down      0       none: return from main, exit cleanly
 READY  up        0       none: the initializer has run
 UNFIT  up        0       a failure: the initializer raised
+BEGUN  up        its id  none: this timed call begins
+HEAVY  up        0       none: the worker uses more memory than it should
 RESULT up        its id  the result's pickle
 FAILED up        its id  a failure, see `aiopool.worker.failure`
 ====== ========= ======= ==========================================================
@@ -37,11 +40,14 @@ class Kind(enum.IntEnum):
     """What a frame means."""
 
     CALL = 1
-    LEAVE = 2
-    READY = 3
-    UNFIT = 4
-    RESULT = 5
-    FAILED = 6
+    TIMED = 2
+    LEAVE = 3
+    READY = 4
+    UNFIT = 5
+    BEGUN = 6
+    HEAVY = 7
+    RESULT = 8
+    FAILED = 9
 
 
 class Frame(NamedTuple):

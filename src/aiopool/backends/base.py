@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Protocol
 
 from ..calls import Call
@@ -34,6 +35,20 @@ class Backend(Protocol):
     @property
     def seats(self) -> int:
         """How many calls may run at once."""
+        ...
+
+    @property
+    def waiting(self) -> int:
+        """How many calls no worker has yet."""
+        ...
+
+    @property
+    def idle(self) -> int:
+        """How many calls would be run at once if they came now."""
+        ...
+
+    def watch(self, notice: Callable[[], None]) -> None:
+        """Have ``notice`` called whenever `phase`, `waiting` or `idle` may have changed."""
         ...
 
     async def start(self) -> None:

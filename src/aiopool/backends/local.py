@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from multiprocessing.context import BaseContext
 
 from .. import failures, wire
 from ..calls import Call, Reply
-from ..commands import Command, Dismiss, Finish, Kill, Recall, Send, Spawn
+from ..commands import Command, Dismiss, Finish, Interrupt, Kill, Recall, Send, Spawn
 from ..dispatch import Dispatcher
 from ..exceptions import AioPoolError, InitializerError, PoolNotRunning
 from ..phases import PoolPhase, WorkerPhase
@@ -26,14 +27,26 @@ class LocalBackend:
 
     loop: asyncio.AbstractEventLoop
 
-    def __init__(self, seats: int, context: BaseContext, initializer: Initializer, policy: RecyclePolicy) -> None:
+    def __init__(
+        self,
+        seats: int,
+        context: BaseContext,
+        initializer: Initializer,
+        policy: RecyclePolicy,
+        *,
+        memory_limit: int | None,
+        grace: float,
+        start_timeout: float,
+    ) -> None:
         self._seats = seats
         self._context = context
         self._initializer = initializer
-        self._dispatcher = Dispatcher(seats, policy)
+        self._memory_limit = memory_limit
+        self._dispatcher = Dispatcher(seats, policy, grace=grace, start_timeout=start_timeout)
         self._processes: dict[int, WorkerProcess] = {}
         self._commands: deque[Command] = deque()
         self._performing = False
+        self._notice: Callable[[], None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._started: asyncio.Future[None]
         self._closed: asyncio.Future[None] | None = None
@@ -47,6 +60,20 @@ class LocalBackend:
     def seats(self) -> int:
         """How many calls may run at once."""
         return self._seats
+
+    @property
+    def waiting(self) -> int:
+        """How many calls no worker has yet."""
+        return self._dispatcher.waiting
+
+    @property
+    def idle(self) -> int:
+        """How many calls would be run at once if they came now."""
+        return self._dispatcher.idle
+
+    def watch(self, notice: Callable[[], None]) -> None:
+        """Have ``notice`` called after every change."""
+        self._notice = notice
 
     async def start(self) -> None:
         """Return when every seat has a worker that is ready; raise `InitializerError` when one fails."""
@@ -129,6 +156,10 @@ class LocalBackend:
         if frame.kind in (wire.Kind.RESULT, wire.Kind.FAILED):
             reply = Reply(frame.kind == wire.Kind.FAILED, frame.payload)
             self._perform(self._dispatcher.replied(worker, frame.call, reply, now))
+        elif frame.kind == wire.Kind.BEGUN:
+            self._perform(self._dispatcher.began(worker, frame.call, now))
+        elif frame.kind == wire.Kind.HEAVY:
+            self._perform(self._dispatcher.due(worker, now))
         elif frame.kind == wire.Kind.READY:
             self._perform(self._dispatcher.ready(worker, now))
         elif frame.kind == wire.Kind.UNFIT:
@@ -183,7 +214,10 @@ class LocalBackend:
             case Finish(call, outcome):
                 call.finish(outcome)
             case Send(worker, call):
-                self._processes[worker].send(wire.encode(wire.Kind.CALL, call.id, *call.payload))
+                kind = wire.Kind.CALL if call.limits.timeout is None else wire.Kind.TIMED
+                self._processes[worker].send(wire.encode(kind, call.id, *call.payload))
+            case Interrupt(worker, call):
+                self._processes[worker].interrupt(call.id)
             case Spawn(worker, _seat):
                 self._spawn(worker)
             case Dismiss(worker):
@@ -196,7 +230,9 @@ class LocalBackend:
 
     def _spawn(self, worker: int) -> None:
         try:
-            process = WorkerProcess(worker, self.loop, self._context, self._initializer, self)
+            process = WorkerProcess(
+                worker, self.loop, self._context, self._initializer, self._memory_limit, observer=self
+            )
         except OSError as error:  # no descriptors left
             failure = InitializerError(f"a worker process could not be started: {error}")
             failure.__cause__ = error
@@ -220,6 +256,8 @@ class LocalBackend:
             self._timer = None
         if deadline is not None and self._timer is None and phase is not PoolPhase.CLOSED:
             self._timer = self.loop.call_at(deadline, self._tick)
+        if self._notice is not None:
+            self._notice()
 
     def _tick(self) -> None:
         self._timer = None

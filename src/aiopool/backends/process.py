@@ -23,6 +23,7 @@ from .. import wire
 from ..exceptions import AioPoolError, InitializerError
 from ..worker import isolation
 from ..worker import main as worker_main
+from ..worker.control import ID, INTERRUPT
 from .channel import Channel
 
 __all__ = ["End", "Observer", "WorkerProcess"]
@@ -87,6 +88,7 @@ class WorkerProcess:
         loop: where everything happens, save the start itself.
         context: of multiprocessing; says how the process is started.
         initializer: run in the worker first.
+        memory_limit: bytes, see `aiopool.worker.main.main`.
         observer: told what happens.
     """
 
@@ -96,6 +98,7 @@ class WorkerProcess:
         loop: asyncio.AbstractEventLoop,
         context: BaseContext,
         initializer: worker_main.Initializer,
+        memory_limit: int | None,
         observer: Observer,
     ) -> None:
         self.number = number
@@ -111,10 +114,13 @@ class WorkerProcess:
         self._pidfd: int | None = None
         self._own_end, self._workers_end = map(isolation.above_stdio, socket.socketpair())
         self._workers_lifeline, self._lifeline = context.Pipe(duplex=False)
-        _ends.update((self._own_end, self._workers_end, self._lifeline))
+        self._workers_control, self._control = context.Pipe(duplex=False)
+        os.set_blocking(self._control.fileno(), False)
+        _ends.update((self._own_end, self._workers_end, self._lifeline, self._control))
+        lines = worker_main.Lines(self._workers_end, self._workers_lifeline, self._workers_control)
         self._process = context.Process(  # type: ignore[attr-defined]  # every concrete context has one
             target=worker_main.main,
-            args=(self._workers_end, self._workers_lifeline, initializer, self._inheritance()),
+            args=(lines, initializer, memory_limit, self._inheritance()),
             name=f"AioPoolWorker-{number}",
         )
 
@@ -135,6 +141,15 @@ class WorkerProcess:
         """Tell it to leave by itself."""
         self._dismissed = True
         self.send(wire.encode(wire.Kind.LEAVE))
+
+    def interrupt(self, call: int) -> None:
+        """Have it raise an exception within this call, if it runs it."""
+        with contextlib.suppress(OSError):  # it is gone, or does not listen: then it will be killed
+            os.write(self._control.fileno(), ID.pack(call))
+            if self._pidfd is not None:
+                signal.pidfd_send_signal(self._pidfd, INTERRUPT)
+            elif self._process.exitcode is None and self.pid is not None:
+                os.kill(self.pid, INTERRUPT)
 
     def kill(self) -> None:
         """Kill it with everything that it started; a process that is still being started is killed right then."""
@@ -179,6 +194,7 @@ class WorkerProcess:
             return failure
         finally:
             self._workers_lifeline.close()
+            self._workers_control.close()
         # Kept there, any thread that starts a process would poll ours and could take its exit code away;
         # and the interpreter's exit would wait for it before we have had a chance to end it.
         multiprocessing.process._children.discard(self._process)  # type: ignore[attr-defined]  # noqa: SLF001
@@ -254,6 +270,7 @@ class WorkerProcess:
         self._own_end.close()
         self._workers_end.close()
         self._lifeline.close()
+        self._control.close()
         if self._pidfd is not None:
             os.close(self._pidfd)
             self._pidfd = None

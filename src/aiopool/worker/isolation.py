@@ -10,6 +10,8 @@ import socket
 import threading
 from types import FrameType
 
+from .control import INTERRUPT
+
 __all__ = ["above_stdio", "die_with", "forked_children_are_ordinary", "leave_parents_group", "quieten_signals"]
 
 FIRST_FREE = 3
@@ -65,6 +67,7 @@ def forked_children_are_ordinary(channel: socket.socket) -> None:
         channel.close()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(INTERRUPT, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, masks.before)
 
     os.register_at_fork(before=before, after_in_parent=after_in_parent, after_in_child=after_in_child)

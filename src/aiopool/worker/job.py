@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from .. import failures, wire
 from ..exceptions import NotPicklable
+from .control import Control
 
 __all__ = ["each_of_chunk", "map_chunk", "run", "starmap_chunk"]
 
@@ -18,20 +19,24 @@ HIDDEN = (__file__,)
 """Files whose frames a user's traceback does not begin with."""
 
 
-def run(frame: wire.Frame) -> list[bytes]:
+def run(frame: wire.Frame, control: Control) -> list[bytes]:
     """Do what a CALL frame asks for; return the frame that answers it. Raises nothing."""
     try:
-        result = _result(frame.payload)
+        result = _result(frame, control)
     except BaseException as error:  # noqa: BLE001 - whatever a job raises is its outcome, and no end of the worker
         return wire.encode(wire.Kind.FAILED, frame.call, failures.encode(error, HIDDEN))
     return wire.encode(wire.Kind.RESULT, frame.call, result)
 
 
-def _result(payload: bytes | bytearray) -> bytes:
-    pickled_function, pickled_arguments = wire.unpack_call(payload)
-    function = _loads("function", pickled_function)
-    args, kwds = _loads("arguments", pickled_arguments)
-    return _dumps(_checked(function(*args, **kwds)))
+def _result(frame: wire.Frame, control: Control) -> bytes:
+    pickled_function, pickled_arguments = wire.unpack_call(frame.payload)
+    control.current = frame.call
+    try:
+        function = _loads("function", pickled_function)
+        args, kwds = _loads("arguments", pickled_arguments)
+        return _dumps(_checked(function(*args, **kwds)))
+    finally:
+        control.current = None
 
 
 def _loads(what: str, pickled: memoryview) -> Any:

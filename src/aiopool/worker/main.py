@@ -21,8 +21,10 @@ from typing import Any, NamedTuple
 from .. import failures, wire
 from ..exceptions import NotPicklable
 from . import isolation, job
+from .control import Control
+from .memory import resident_bytes
 
-__all__ = ["Inheritance", "Initializer", "main"]
+__all__ = ["Inheritance", "Initializer", "Lines", "main"]
 
 ENDS_WITHOUT_ATEXIT = sys.version_info < (3, 13)
 """Whether multiprocessing leaves a forked process without running its atexit handlers."""
@@ -74,30 +76,42 @@ class Inheritance(NamedTuple):
     """The signals that the parent had blocked before it blocked all of them for the fork."""
 
 
+class Lines(NamedTuple):
+    """What connects a worker to its parent."""
+
+    channel: socket.socket
+    """Calls come in, replies go out."""
+    lifeline: Connection
+    """A pipe that closes when the parent is gone."""
+    control: Connection
+    """A pipe for the ids of calls to interrupt."""
+
+
 def main(
-    channel: socket.socket,
-    lifeline: Connection,
+    lines: Lines,
     initializer: Initializer | PickledInitializer,
+    memory_limit: int | None,
     inheritance: Inheritance | None,
 ) -> None:
     """Be a worker until told to leave. The target of the process.
 
     Args:
-        channel: calls come in, replies go out.
-        lifeline: a pipe that closes when the parent is gone.
+        lines: to the parent.
         initializer: run before the first call.
+        memory_limit: bytes of resident memory after which the worker says that it should be replaced, or None.
         inheritance: what to be rid of when this process was forked from the parent, else None.
     """
-    channel = isolation.above_stdio(channel)
+    channel = isolation.above_stdio(lines.channel)
     isolation.leave_parents_group()
     isolation.quieten_signals()
     if inheritance is not None:
         _renounce(inheritance)
-    isolation.die_with(lifeline.fileno())
+    isolation.die_with(lines.lifeline.fileno())
     isolation.forked_children_are_ordinary(channel)
+    control = Control(lines.control.fileno())
     with channel, contextlib.suppress(ConnectionError):  # the parent may be gone; its end is no news to report
         if _introduce(channel, initializer):
-            _serve(channel)
+            _serve(channel, control, memory_limit)
     if ENDS_WITHOUT_ATEXIT:
         atexit._run_exitfuncs()  # noqa: SLF001 - as multiprocessing itself does from 3.13 on
 
@@ -122,22 +136,24 @@ def _introduce(channel: socket.socket, initializer: Initializer | PickledInitial
     return True
 
 
-def _serve(channel: socket.socket) -> None:
+def _serve(channel: socket.socket, control: Control, memory_limit: int | None) -> None:
     decoder = wire.Decoder()
     while count := channel.recv_into(decoder.space()):
-        if not _answer(channel, decoder.filled(count)):
-            return
+        for frame in decoder.filled(count):
+            if frame.kind == wire.Kind.LEAVE:
+                return
+            _answer(channel, frame, control)
+            del frame  # or its arguments would be kept while we wait
+            if memory_limit is not None and resident_bytes() > memory_limit:
+                _send(channel, wire.encode(wire.Kind.HEAVY))
 
 
-def _answer(channel: socket.socket, frames: list[wire.Frame]) -> bool:
-    """Run the calls; return whether to stay. A function, so that nothing of a call is kept while we wait."""
-    for frame in frames:
-        if frame.kind == wire.Kind.LEAVE:
-            return False
-        reply = job.run(frame)
-        _flush()
-        _send(channel, reply)
-    return True
+def _answer(channel: socket.socket, frame: wire.Frame, control: Control) -> None:
+    if frame.kind == wire.Kind.TIMED:
+        _send(channel, wire.encode(wire.Kind.BEGUN, frame.call))
+    reply = job.run(frame, control)
+    _flush()
+    _send(channel, reply)
 
 
 def _flush() -> None:

@@ -1,0 +1,47 @@
+"""How the parent interrupts a call, and no other.
+
+The parent writes the call's id into a pipe and signals the process. Python runs the signal's handler in the main
+thread, which is the one that runs calls: it reads the ids, and raises if the call that runs now is among them. A call
+that has ended meanwhile is not the one that runs, so nothing is raised into the next.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import struct
+from types import FrameType
+
+from ..exceptions import CallInterrupted
+
+__all__ = ["ID", "INTERRUPT", "Control"]
+
+INTERRUPT = signal.SIGURG
+"""Ignored by default, so it does no harm where it is not expected."""
+
+ID = struct.Struct("<Q")
+"""A call's id, as it is written into the pipe."""
+
+MOST_IDS = 512
+
+
+class Control:
+    """The worker's end of the pipe.
+
+    Attributes:
+        current: the id of the call whose function runs now, or None.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self.current: int | None = None
+        self._descriptor = descriptor
+        os.set_blocking(descriptor, False)
+        signal.signal(INTERRUPT, self._interrupt)
+
+    def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
+        try:
+            ids = os.read(self._descriptor, MOST_IDS * ID.size)
+        except OSError:  # nothing was written, or the job has closed it
+            return
+        if self.current is not None and (self.current,) in ID.iter_unpack(ids):
+            raise CallInterrupted

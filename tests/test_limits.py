@@ -1,0 +1,225 @@
+"""Time limits, the grace to stop by oneself, and tries after a death."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from pathlib import Path
+
+import jobs
+import pytest
+from conftest import is_gone
+from latch import Latch
+
+from aiopool import AioPool, CallTimeout, ResultTimeout, WorkerDied
+
+pytestmark = pytest.mark.both_loops
+
+LONG = 1000.0
+"""A grace or a limit, in seconds, that no test outlasts."""
+
+
+async def test_a_call_over_its_time_limit_is_stopped(start_method: str, latch: Latch) -> None:
+    """Its worker is gone when CallTimeout is raised, and the next call gets a fresh one."""
+    async with AioPool(1, timeout=0.05, context=start_method) as pool:
+        with pytest.raises(CallTimeout, match=r"tell_and_spin ran longer than its time limit of 0\.05 s") as caught:
+            await pool.apply(jobs.tell_and_spin, (latch.path,))
+        assert isinstance(caught.value, TimeoutError)
+        assert (caught.value.call, caught.value.timeout) == ("tell_and_spin", 0.05)
+        assert is_gone(int(await latch.told()))
+        assert await pool.apply(jobs.square, (3,), timeout=None) == 9
+
+
+async def test_a_call_may_ask_for_a_limit_of_its_own(latch: Latch, gate: Latch) -> None:
+    """Another than the pool's, or none."""
+    async with AioPool(1, timeout=0.05) as pool:
+        unlimited = pool.apply_async(jobs.tell_and_wait, (latch.path, gate.path), timeout=None)
+        await latch.told()
+        with pytest.raises(ResultTimeout):
+            await unlimited.get(0.2)
+        gate.let()
+        await unlimited
+    async with AioPool(1) as pool:
+        with pytest.raises(CallTimeout):
+            await pool.apply(jobs.tell_and_spin, (latch.path,), timeout=0.01)
+
+
+async def test_the_clock_starts_when_the_call_begins(latch: Latch, gate: Latch) -> None:
+    """Not while it waits for a worker, however long."""
+    async with AioPool(1) as pool:
+        blocking = pool.submit(jobs.tell_and_wait, latch.path, gate.path)
+        await latch.told()
+        limited = pool.apply_async(jobs.square, (3,), timeout=5)
+        loop = asyncio.get_running_loop()
+        pool._backend._dispatcher.tick(loop.time() + 100)  # type: ignore[attr-defined]  # as if much time had passed
+        gate.let()
+        await blocking
+        assert await limited == 9
+
+
+async def test_time_limits_of_maps_and_streams_are_for_each_chunk(latch: Latch) -> None:
+    """An automatic chunk is one item then; the items that are in time count."""
+    async with AioPool(2, timeout=0.2) as pool:
+        assert await pool.map(jobs.square, range(20)) == [number**2 for number in range(20)]
+        with pytest.raises(CallTimeout):
+            await pool.map(jobs.spin_at_one, [(latch.path, item) for item in range(20)])
+        stream, got = pool.imap(jobs.spin_at_one, [(latch.path, item) for item in range(4)], timeout=0.3), []
+        while True:
+            try:
+                got.append(await anext(stream))
+            except CallTimeout:
+                got.append("late")
+            except StopAsyncIteration:
+                break
+        assert got == [0, "late", 2, 3]
+        assert await pool.starmap(jobs.add, [(1, 2)], timeout=LONG) == [3]
+
+
+@pytest.mark.parametrize("how", ["cancel", "timeout"])
+async def test_a_call_that_stops_in_its_grace_keeps_its_worker(start_method: str, how: str, latch: Latch) -> None:
+    """It is interrupted, cleans up, and the next call meets the same process."""
+    async with AioPool(1, cancel_grace=LONG, context=start_method) as pool:
+        timeout = 0.2 if how == "timeout" else None
+        for job in (jobs.tell_and_clean_up, jobs.tell_sleep_and_clean_up):
+            result = pool.apply_async(job, (latch.path,), timeout=timeout)
+            pid = int(await latch.told())
+            if how == "cancel":
+                result.cancel()
+                await asyncio.wait([result])
+                assert result.cancelled()
+            else:
+                with pytest.raises(CallTimeout):
+                    await result
+            assert await latch.told() == "cleaned up"
+            assert await pool.apply(jobs.pid_of) == pid
+
+
+async def test_a_map_that_is_cancelled_in_its_grace_keeps_all_workers(latch: Latch) -> None:
+    """Each chunk that runs is interrupted."""
+    async with AioPool(2, cancel_grace=LONG) as pool:
+        result = pool.map_async(jobs.tell_and_clean_up, [latch.path] * 9, chunksize=1)
+        pids = {int(await latch.told()), int(await latch.told())}
+        result.cancel()
+        await asyncio.wait([result])
+        assert [await latch.told(), await latch.told()] == ["cleaned up"] * 2
+        assert set(await pool.map(jobs.pid_of, range(20), chunksize=1)) <= pids
+
+
+@pytest.mark.parametrize("job", [jobs.tell_and_swallow_everything, jobs.tell_and_hold_the_interpreter])
+async def test_a_call_that_does_not_stop_is_killed_after_its_grace(start_method: str, job, latch: Latch) -> None:
+    """It swallows the interruption, or C code never lets Python look."""
+    async with AioPool(1, cancel_grace=0.1, context=start_method) as pool:
+        result = pool.submit(job, latch.path)
+        pid = int(await latch.told())
+        result.cancel()
+        await asyncio.wait([result])
+        assert result.cancelled()
+        assert is_gone(pid)
+        assert await pool.apply(jobs.square, (3,)) == 9
+
+
+async def test_an_interruption_never_hits_the_next_call() -> None:
+    """A is cancelled while it begins, runs or finishes; B, behind it in the same worker, succeeds in every round."""
+    async with AioPool(1, cancel_grace=LONG) as pool:
+        pid = await pool.apply(jobs.pid_of)
+        for number in range(1000):
+            cancelled, behind = pool.submit(jobs.square, number), pool.submit(jobs.square, number)
+            for _ in range(number % 7):
+                await asyncio.sleep(0)
+            cancelled.cancel()
+            assert await behind == number**2
+            await asyncio.wait([cancelled])
+        assert await pool.apply(jobs.pid_of) == pid
+
+
+async def test_an_interruption_without_a_word_is_ignored(latch: Latch, gate: Latch) -> None:
+    """The signal alone, from anybody, interrupts nothing; nor does it break a wait."""
+    async with AioPool(1, cancel_grace=LONG) as pool:
+        result = pool.submit(jobs.tell_and_wait, latch.path, gate.path, "done")
+        pool._backend._processes[1].interrupt(10**9)  # type: ignore[attr-defined]  # some other call's id
+        signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        await latch.told()
+        pool._backend._processes[1].interrupt(10**9)  # type: ignore[attr-defined]
+        gate.let()
+        assert await result == "done"
+
+
+async def test_a_call_whose_worker_died_is_tried_again(start_method: str, tmp_path: Path) -> None:
+    """As often as was said; what it returns at last is its result."""
+    async with AioPool(1, retries=2, context=start_method) as pool:
+        path = str(tmp_path / "tries")
+        assert await pool.apply(jobs.die_unless_tried, (path, 3)) == 3
+        with pytest.raises(WorkerDied, match=r"was killed by SIGKILL .* \(the last of 3 tries\)") as caught:
+            await pool.apply(jobs.die_unless_tried, (path + "2", 4))
+        assert caught.value.tries == 3
+        assert (tmp_path / "tries2").stat().st_size == 3
+        with pytest.raises(WorkerDied) as caught:
+            await pool.apply(jobs.die_unless_tried, (path + "3", 2), retries=0)
+        assert (caught.value.tries, (tmp_path / "tries3").stat().st_size) == (1, 1)
+
+
+async def test_a_chunk_whose_worker_died_is_tried_again(tmp_path: Path) -> None:
+    """In maps and streams."""
+    async with AioPool(2) as pool:
+        paths = [(str(tmp_path / str(number)), 2) for number in range(4)]
+        assert await pool.starmap(jobs.die_unless_tried, paths, chunksize=2, retries=2) == [3, 2, 3, 2]
+        stream = pool.imap(jobs.die_once, [str(tmp_path / "a"), str(tmp_path / "b")], retries=1)
+        assert [value async for value in stream] == [2, 2]
+
+
+async def test_nothing_else_is_tried_again(tmp_path: Path, latch: Latch) -> None:
+    """Not what raises, is cancelled, or is late."""
+    async with AioPool(1, retries=5) as pool:
+        with pytest.raises(ValueError, match="3"):
+            await pool.apply(jobs.fail_at, (3,))
+        with pytest.raises(CallTimeout):
+            await pool.apply(jobs.tell_and_spin, (latch.path,), timeout=0.05)
+        result = pool.submit(jobs.tell_and_spin, latch.path)
+        await latch.told()
+        await latch.told()
+        result.cancel()
+        await asyncio.wait([result])
+        await pool.apply(jobs.square, (1,))
+        assert latch.told_already() == []
+    assert not list(tmp_path.glob("tries*"))
+
+
+@pytest.mark.parametrize(
+    ("kwds", "error", "text"),
+    [
+        ({"timeout": 0}, ValueError, "timeout must be more than 0 seconds, not 0"),
+        ({"timeout": "1"}, TypeError, "timeout must be a number of seconds, not '1'"),
+        ({"retries": -1}, ValueError, "retries must be at least 0, not -1"),
+        ({"retries": 1.5}, TypeError, "retries must be an int, not 1.5"),
+    ],
+)
+async def test_bad_limits_are_refused(kwds: dict[str, float], error: type[Exception], text: str) -> None:
+    """By the pool and by each call."""
+    with pytest.raises(error) as caught:
+        AioPool(**kwds)  # type: ignore[arg-type]
+    assert str(caught.value) == text
+    async with AioPool(1) as pool:
+        for verb in (pool.apply_async, pool.map_async, pool.imap):
+            with pytest.raises(error) as caught:
+                verb(jobs.square, [1], **kwds)  # type: ignore[operator]
+            assert str(caught.value) == text
+
+
+@pytest.mark.parametrize(
+    ("kwds", "error", "text"),
+    [
+        ({"cancel_grace": -1}, ValueError, "cancel_grace must be at least 0 seconds, not -1"),
+        ({"cancel_grace": None}, TypeError, "cancel_grace must be a number of seconds, not None"),
+        ({"start_timeout": 0}, ValueError, "start_timeout must be more than 0 seconds, not 0"),
+        ({"max_age": float("nan")}, ValueError, "max_age must be more than 0 seconds, not nan"),
+        ({"max_memory_per_child": 0}, ValueError, "max_memory_per_child must be at least 1, not 0"),
+        ({"max_pending": 0}, ValueError, "max_pending must be at least 1, not 0"),
+        ({"recycle_jitter": 1.1}, ValueError, "recycle_jitter must be a number from 0 to 1, not 1.1"),
+        ({"recycle_jitter": "x"}, TypeError, "recycle_jitter must be a number from 0 to 1, not 'x'"),
+    ],
+)
+def test_bad_options_are_refused(kwds: dict[str, float], error: type[Exception], text: str) -> None:
+    """With the value, before anything starts."""
+    with pytest.raises(error) as caught:
+        AioPool(**kwds)  # type: ignore[arg-type]
+    assert str(caught.value) == text
