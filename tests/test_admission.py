@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 
-import jobs
 import pytest
-from latch import Latch
 
+import jobs
 from aiopool import AioPool, PoolFull, PoolNotRunning, PoolTerminated
+from latch import Latch
 
 pytestmark = pytest.mark.both_loops
 

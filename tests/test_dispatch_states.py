@@ -165,8 +165,8 @@ class World:
         self.now += seconds
         due = {p.number for p in self.processes.values() if (not p.ready or p.leaving) and p.due <= self.now}
         for process in self.processes.values():
-            if process.number in due and process.seated and not process.ready and not process.unfit:
-                process.late = True
+            if process.number in due and process.seated and not process.ready:
+                process.late |= not process.unfit
                 self.start_failed |= self.phase is PoolPhase.STARTING
         if self.not_before is not None and self.not_before <= self.now:
             self.not_before = None

@@ -6,12 +6,12 @@ import asyncio
 import signal
 from pathlib import Path
 
-import jobs
 import pytest
+
+import jobs
+from aiopool import AioPool, CallTimeout, ResultTimeout, WorkerDied
 from conftest import is_gone
 from latch import Latch
-
-from aiopool import AioPool, CallTimeout, ResultTimeout, WorkerDied
 
 pytestmark = pytest.mark.both_loops
 

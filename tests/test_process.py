@@ -8,14 +8,14 @@ import os
 import signal
 from collections.abc import Iterator
 
-import jobs
 import pytest
+
+import jobs
+from aiopool import AioPool, InitializerError, WorkerDied
+from aiopool.backends.process import PIDFD_SIGNAL_PROCESS_GROUP
 from conftest import is_gone
 from latch import Latch
 from test_crash import gone
-
-from aiopool import AioPool, InitializerError, WorkerDied
-from aiopool.backends.process import PIDFD_SIGNAL_PROCESS_GROUP
 
 pytestmark = pytest.mark.both_loops
 
@@ -136,6 +136,6 @@ async def test_a_start_without_descriptors_is_an_error(monkeypatch: pytest.Monke
         raise OSError(errno.EMFILE, "Too many open files")
 
     monkeypatch.setattr("aiopool.backends.process.socket.socketpair", refuse)
-    with pytest.raises(InitializerError, match="could not be started: .*Too many open files") as caught:
+    with pytest.raises(InitializerError, match=r"could not be started: .*Too many open files") as caught:
         await AioPool(2).start()
     assert isinstance(caught.value.__cause__, OSError)

@@ -254,7 +254,7 @@ class Dispatcher:
     def tick(self, now: float) -> list[Command]:
         """Act on the deadlines that have passed."""
         for worker, deadline in list(self._deadlines.items()):
-            if deadline <= now:
+            if deadline <= now and worker in self._deadlines:  # what is done about one may settle others
                 self._overdue(worker, now)
         for worker, age in list(self._ages.items()):
             if age <= now:
@@ -371,8 +371,8 @@ class Dispatcher:
             return
         if worker.phase is WorkerPhase.STARTING:
             worker.cause = InitializerError(f"a worker was not ready within {self._start_timeout:g} s")
-            if self.phase is PoolPhase.STARTING:
-                self._lose(worker.cause, now)
+        if worker.cause is not None and self.phase is PoolPhase.STARTING:
+            self._lose(worker.cause, now)
         self._kill(worker)
 
     def _recall(self, worker: Worker) -> None:
