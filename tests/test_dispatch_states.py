@@ -32,9 +32,6 @@ from aiopool.exceptions import AioPoolError, BrokenPool, InitializerError, PoolT
 from aiopool.phases import PoolPhase
 from aiopool.recycling import RecyclePolicy
 
-TOLERATED = frozenset({"starts a successor for an unfit worker that is killed, and may run with that"})
-"""What the dispatcher is known to do wrong; without an entry, the machine checks that, too."""
-
 REACTIONS = (None,) * 12 + ("submit",) * 4 + ("cancel", "replace", "replace") + ("close", "terminate")
 
 
@@ -189,8 +186,7 @@ class World:
         self._decide(("ready",), lambda now: self.dispatcher.ready(process.number, now))
         if before is not self.phase is PoolPhase.RUNNING:
             assert all(other.ready or other.unfit or other.killed for other in self.processes.values())
-            tolerated = TOLERATED and any(other.unfit and other.killed for other in self.processes.values())
-            assert tolerated or not self.doomed, "a first worker was no good"
+            assert not self.doomed, "a first worker was no good"
 
     def become_unfit(self, process: Process) -> None:
         """A worker says that its initializer failed."""

@@ -296,21 +296,24 @@ class Dispatcher:
 
     def _level(self) -> None:
         """Send ahead to busy workers while there is none idle; take back what waits behind them once there is."""
-        for seat in self._seats:
-            worker = seat.occupant
-            while self.waiting and worker and worker.phase is WorkerPhase.BUSY and self._has_room(worker):
-                call = self._next()
-                if call.automatic and not worker.allowance.fits(worker.taken, call.weight):
-                    self._queue.appendleft(call)
-                    break
-                self._send(worker, call)
+        while self.waiting and (worker := self._first_with_room()) is not None:
+            self._send(worker, self._next())
         if self._idle and not self.waiting:
             for worker in self.workers.values():
                 if len(worker.calls) > 1:
                     self._recall(worker)
 
-    def _has_room(self, worker: Worker) -> bool:
-        return not worker.recalling and len(worker.calls) < self._depth
+    def _first_with_room(self) -> Worker | None:
+        """Return a busy worker that may be sent the next call ahead."""
+        call = self._next()
+        self._queue.appendleft(call)
+        for worker in (seat.occupant for seat in self._seats):
+            if worker is None or worker.phase is not WorkerPhase.BUSY or worker.recalling:
+                continue
+            fits = not call.automatic or worker.allowance.fits(worker.taken, call.weight)
+            if fits and len(worker.calls) < self._depth:
+                return worker
+        return None
 
     def _next(self) -> Call:
         """Take the first call that still waits; there is one."""
