@@ -307,6 +307,10 @@ def blocked_signals() -> set[int]:
     return set(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, ())))
 
 
+def print_blocked_signals() -> None:
+    print(blocked_signals())
+
+
 def handlers() -> dict[int, str]:
     """Return the signals that have a Python function for a handler."""
     found = {number: signal.getsignal(number) for number in signal.valid_signals()}

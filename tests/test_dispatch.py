@@ -420,13 +420,19 @@ def test_too_many_lost_workers_in_a_row_break_the_pool() -> None:
 
 
 def test_the_last_worker_within_the_budget_does_not_break_the_pool() -> None:
-    """Five in a row are borne, the sixth is not."""
-    pool = running_pool(dispatch.FAILURE_BUDGET + 1)
-    phases = []
+    """Five in a row are borne, the sixth is not; of all that are idle at once, each is borne."""
+    pool = running_pool()
+    phases, now = [], 0.0
     for worker in range(1, dispatch.FAILURE_BUDGET + 2):
-        lose(pool, worker, 0)
+        lose(pool, worker, now)
         phases.append(pool.phase)
+        now = max(now, pool.deadline() or 0)
+        pool.tick(now)
     assert phases == [PoolPhase.RUNNING] * dispatch.FAILURE_BUDGET + [PoolPhase.BROKEN]
+    large = running_pool(20)
+    for worker in range(1, 21):
+        lose(large, worker, 0)
+    assert large.phase is PoolPhase.RUNNING
 
 
 def test_a_call_that_runs_in_a_broken_pool_finishes() -> None:

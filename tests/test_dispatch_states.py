@@ -236,6 +236,7 @@ class World:
             self.answer(process)
             self.begin(process)
         process.garbled, process.useless = True, not process.held
+        self.start_failed |= self.phase is PoolPhase.STARTING
         nonsense = Reply(failed=False, payload=b"nonsense")
         wrong = process.held[-1].call.id if len(process.held) > 1 else 0
         if way == 0:
@@ -274,7 +275,7 @@ class World:
             lambda now: self.dispatcher.died(process.number, pid, exitcode, now, unseen=unseen, cause=cause),
         )
         assert all(ticket.decided is not None for ticket in victims)
-        assert not (lost and self.losses > dispatch.FAILURE_BUDGET and self.queue), "calls wait for nobody"
+        assert not (lost and self.losses > self.dispatcher.budget and self.queue), "calls wait for nobody"
         assert all(ticket.decided is CANCELLED for ticket in spared if ticket.cancelled and not self.terminated)
 
     def _is_loss(self, process: Process, victims: list[Ticket]) -> bool:
@@ -290,7 +291,7 @@ class World:
                 self.losses = 0
             self.losses += 1
             self.lost_at = self.now
-            if self.losses > dispatch.FAILURE_BUDGET:
+            if self.losses > self.dispatcher.budget:
                 self.broken, self.not_before = True, None
             elif self.losses > 1:
                 self.not_before = self.now + dispatch.FIRST_DELAY * 2 ** (self.losses - 2)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from conftest import START_METHODS, processes
+from latch import Latch
 
 HERE = Path(__file__).parent
 
@@ -219,6 +220,46 @@ def test_ctrl_c_to_the_whole_group_ends_program_and_busy_workers(method: str) ->
         assert parent.stderr.read().count("Traceback (most recent call last)") == parent_tracebacks()
         assert parent.stdout.read() == ""
     assert parent.returncode == -signal.SIGINT
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_ctrl_c_during_the_start_meets_the_parent_only(method: str, tmp_path: Path, latch: Latch, gate: Latch) -> None:
+    """Neither the fork server nor a worker prints a traceback of its own while it imports modules."""
+    (tmp_path / "slow.py").write_text(f"import jobs; jobs.tell({latch.path!r}, 'here'); jobs.wait_at({gate.path!r})")
+    program = f"""
+        import asyncio, jobs
+        from aiopool import AioPool
+        async def main():
+            async with AioPool(1, context={method!r}, preload=["slow"]) as pool:
+                await asyncio.Event().wait()
+        asyncio.run(main())
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program)], cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, process_group=0, env={**os.environ, "PYTHONPATH": f"{HERE}:{tmp_path}"},
+    ) as parent:  # fmt: skip
+        assert parent.stderr
+        assert latch.told_now() == "here"
+        os.killpg(parent.pid, signal.SIGINT)
+        gate.let(2)
+        assert parent.stderr.read().count("Traceback (most recent call last)") == parent_tracebacks()
+    assert parent.returncode == -signal.SIGINT
+
+
+def test_other_processes_of_the_fork_server_can_be_interrupted() -> None:
+    """The program's own use of multiprocessing is not changed by the pool's."""
+    out, _ = run("""
+        import asyncio, jobs, multiprocessing
+        from aiopool import AioPool
+        async def main():
+            async with AioPool(1) as pool:
+                await pool.apply(jobs.square, (1,))
+            process = multiprocessing.get_context("forkserver").Process(target=jobs.print_blocked_signals)
+            process.start()
+            process.join()
+        asyncio.run(main())
+    """)
+    assert out == "set()\n"
 
 
 def parent_tracebacks() -> int:

@@ -35,7 +35,7 @@ START_TIMEOUT = 60.0
 """Seconds that a worker has to become ready."""
 
 FAILURE_BUDGET = 5
-"""How many workers in a row may be lost without having served a call before the pool is broken."""
+"""How many workers in a row, beside one for each seat, may be lost without use before the pool is broken."""
 
 FIRST_DELAY = 0.1
 """Seconds before the second start in a row that follows a lost worker; doubled for each one after it."""
@@ -70,6 +70,7 @@ class Dispatcher:
         self.cause: AioPoolError | None = None  # of a failed start or a broken pool
         self.workers: dict[int, Worker] = {}
         self.waiting = 0
+        self.budget = FAILURE_BUDGET + seats - 1  # all that are idle may die at once
         self._seats = [Seat(number) for number in range(seats)]
         self._policy = policy
         self._grace = grace
@@ -167,7 +168,7 @@ class Dispatcher:
         worker = self.workers[worker_id]
         if not worker.calls:
             worker.cause = worker.cause or AioPoolError("a worker sent what is no message of the pool's")
-        self._kill(worker)
+        self._discard(worker, now)
         return self._decided(now)
 
     def began(self, worker_id: int, call_id: int, now: float) -> list[Command]:
@@ -237,7 +238,7 @@ class Dispatcher:
         in_start = worker.phase is WorkerPhase.STARTING or self.phase is PoolPhase.STARTING
         self._move(worker, WorkerPhase.GONE)
         calls, worker.calls = list(worker.calls), deque()
-        begun = len(calls) - unseen
+        begun = max(0, len(calls) - unseen)
         if calls and not begun and calls[0].id in self._unseen_before:
             begun = 1  # it may well be what kills them
         elif calls and not begun:
@@ -310,6 +311,8 @@ class Dispatcher:
         for worker in (seat.occupant for seat in self._seats):
             if worker is None or worker.phase is not WorkerPhase.BUSY or worker.recalling:
                 continue
+            if worker.calls[0].phase is CallPhase.STOPPING:
+                continue  # it may have to be killed
             fits = not call.automatic or worker.allowance.fits(worker.taken, call.weight)
             if fits and len(worker.calls) < self._depth:
                 return worker
@@ -374,6 +377,10 @@ class Dispatcher:
             return
         if worker.phase is WorkerPhase.STARTING:
             worker.cause = InitializerError(f"a worker was not ready within {self._start_timeout:g} s")
+        self._discard(worker, now)
+
+    def _discard(self, worker: Worker, now: float) -> None:
+        """Kill a worker that is no good. In the pool's start, that ends it at once."""
         if worker.cause is not None and self.phase is PoolPhase.STARTING:
             self._lose(worker.cause, now)
         self._kill(worker)
@@ -505,7 +512,7 @@ class Dispatcher:
             self._failures = 0
         self._failures += 1
         self._failed_at = now
-        if self._failures > FAILURE_BUDGET:
+        if self._failures > self.budget:
             self._give_up(cause)
         elif self._failures > 1:
             self._not_before = now + FIRST_DELAY * 2 ** (self._failures - 2) * (0.5 + self._jitter())
@@ -519,7 +526,7 @@ class Dispatcher:
 
     def broken(self) -> BrokenPool:
         """Return the error that a call on a broken pool gets."""
-        error = BrokenPool(f"{FAILURE_BUDGET + 1} workers in a row were lost before they served a call")
+        error = BrokenPool(f"{self.budget + 1} workers in a row were lost before they served a call")
         error.__cause__ = self.cause
         return error
 

@@ -14,6 +14,7 @@ import struct
 import termios
 import threading
 import weakref
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
 from pathlib import Path
@@ -180,6 +181,9 @@ class WorkerProcess:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _start_in_thread(self) -> None:
+        resource_tracker.ensure_running()  # which unblocks SIGINT when it starts
+        # What this thread starts begins with SIGINT blocked: Ctrl-C has nothing to say to it while it still imports.
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         failure = self._start()
         with contextlib.suppress(RuntimeError):  # the loop is closed, and everything abandoned
             self._loop.call_soon_threadsafe(self._attach, failure)

@@ -11,7 +11,7 @@ from multiprocessing.context import BaseContext
 
 __all__ = ["UNGUARDED", "UNGUARDED_TEXT", "end_unguarded_import", "preload"]
 
-WORKERS_SIDE = "aiopool.worker.main"
+WORKERS_SIDE = "aiopool.worker.preloaded"
 
 UNGUARDED = 113
 """Exit code of a worker-to-be that was led to start a pool by importing the main module."""

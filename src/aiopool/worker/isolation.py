@@ -46,6 +46,7 @@ def quieten_signals() -> None:
         # A handler, not SIG_IGN: programs that a job starts would inherit that, and could not be terminated.
         signal.signal(number, _pass_by)
         signal.siginterrupt(number, False)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, PARENTS_SIGNALS)
 
 
 def _pass_by(_number: int, _frame: FrameType | None) -> None:

@@ -1,0 +1,19 @@
+"""What the fork server imports before it forks its first worker; nobody else does."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from . import main
+
+__all__ = ["main"]
+
+
+def _listen_to_the_keyboard() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+
+
+# The pool starts the fork server with SIGINT blocked, so that Ctrl-C does not meet it while it still imports modules.
+# The server never needs it; but what it forks, workers and other processes of the program alike, is to be as ever.
+os.register_at_fork(after_in_child=_listen_to_the_keyboard)
