@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from aiopool import dispatch
+from aiopool import dispatch, losses
 from aiopool.calls import CANCELLED, Call, CallPhase, Outcome, Reply
 from aiopool.commands import Command, Dismiss, Finish, Kill, Recall, Send, Spawn
 from aiopool.dispatch import Dispatcher
@@ -423,12 +423,12 @@ def test_the_last_worker_within_the_budget_does_not_break_the_pool() -> None:
     """Five in a row are borne, the sixth is not; of all that are idle at once, each is borne."""
     pool = running_pool()
     phases, now = [], 0.0
-    for worker in range(1, dispatch.FAILURE_BUDGET + 2):
+    for worker in range(1, losses.FAILURE_BUDGET + 2):
         lose(pool, worker, now)
         phases.append(pool.phase)
         now = max(now, pool.deadline() or 0)
         pool.tick(now)
-    assert phases == [PoolPhase.RUNNING] * dispatch.FAILURE_BUDGET + [PoolPhase.BROKEN]
+    assert phases == [PoolPhase.RUNNING] * losses.FAILURE_BUDGET + [PoolPhase.BROKEN]
     large = running_pool(20)
     for worker in range(1, 21):
         lose(large, worker, 0)
@@ -466,7 +466,7 @@ def test_a_quiet_time_resets_the_budget() -> None:
     pool = running_pool()
     lose(pool, 1, 0)
     pool.ready(2, 0)
-    assert lose(pool, 2, dispatch.QUIET + 1) == [Spawn(3, 0)]
+    assert lose(pool, 2, losses.QUIET + 1) == [Spawn(3, 0)]
 
 
 def test_a_worker_that_dies_under_a_call_does_not_count_against_the_budget() -> None:
@@ -525,7 +525,7 @@ def test_workers_that_keep_dying_fail_the_backlog_of_a_closed_pool() -> None:
     pool.close(0)
     outcomes = [command for command in lose(pool, 1, 0) if isinstance(command, Finish)]
     now = 0.0
-    for worker in range(2, 3 + dispatch.FAILURE_BUDGET):
+    for worker in range(2, 3 + losses.FAILURE_BUDGET):
         outcomes += [command for command in lose(pool, worker, now) if isinstance(command, Finish)]
         now = max(now, pool.deadline() or 0)
         pool.tick(now)
@@ -757,7 +757,7 @@ def test_an_illegal_move_of_a_worker_raises_and_changes_nothing() -> None:
     pool = new_pool()
     pool.start(0)
     with pytest.raises(RuntimeError, match="<Worker 1 starting calls=0 served=0> cannot become busy"):
-        pool._move(pool.workers[1], WorkerPhase.BUSY)
+        pool._crew.move(pool.workers[1], WorkerPhase.BUSY)
     assert pool.workers[1].phase is WorkerPhase.STARTING
     assert pool.deadline() == dispatch.START_TIMEOUT
 
@@ -810,7 +810,7 @@ def test_a_worker_that_retires_without_having_seen_its_only_call_counts_as_lost(
     submitted(pool, 1)
     lose(pool, 2, 0)
     pool.died(1, 101, KILLED, 0, unseen=1)
-    assert pool.deadline() == pytest.approx(dispatch.FIRST_DELAY)
+    assert pool.deadline() == pytest.approx(losses.FIRST_DELAY)
 
 
 def test_a_call_taken_back_while_the_pool_closes_goes_to_the_idle_worker() -> None:

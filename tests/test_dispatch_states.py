@@ -24,7 +24,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from aiopool import dispatch
+from aiopool import dispatch, losses
 from aiopool.calls import CANCELLED, Call, Outcome, Reply
 from aiopool.commands import Command, Dismiss, Finish, Kill, Recall, Send, Spawn
 from aiopool.dispatch import Dispatcher
@@ -275,7 +275,7 @@ class World:
             lambda now: self.dispatcher.died(process.number, pid, exitcode, now, unseen=unseen, cause=cause),
         )
         assert all(ticket.decided is not None for ticket in victims)
-        assert not (lost and self.losses > self.dispatcher.budget and self.queue), "calls wait for nobody"
+        assert not (lost and self.losses > self.dispatcher._losses.budget and self.queue), "calls wait for nobody"
         assert all(ticket.decided is CANCELLED for ticket in spared if ticket.cancelled and not self.terminated)
 
     def _is_loss(self, process: Process, victims: list[Ticket]) -> bool:
@@ -287,14 +287,14 @@ class World:
         if self.phase is PoolPhase.STARTING:
             self.start_failed = True
         elif self.phase is not PoolPhase.TERMINATING:
-            if self.now - self.lost_at > dispatch.QUIET:
+            if self.now - self.lost_at > losses.QUIET:
                 self.losses = 0
             self.losses += 1
             self.lost_at = self.now
-            if self.losses > self.dispatcher.budget:
+            if self.losses > self.dispatcher._losses.budget:
                 self.broken, self.not_before = True, None
             elif self.losses > 1:
-                self.not_before = self.now + dispatch.FIRST_DELAY * 2 ** (self.losses - 2)
+                self.not_before = self.now + losses.FIRST_DELAY * 2 ** (self.losses - 2)
 
     # Commands: first judged, when they are decided, then carried out.
 

@@ -22,9 +22,10 @@ from collections.abc import Callable, Iterable
 from .calls import CANCELLED, Call, CallPhase, Outcome, Reply
 from .commands import Command, Dismiss, Finish, Interrupt, Kill, Recall, Send, Spawn
 from .exceptions import AioPoolError, BrokenPool, CallTimeout, InitializerError, PoolTerminated, WorkerDied
-from .phases import POOL_MOVES, WORKER_MOVES, PoolPhase, WorkerPhase
+from .losses import Losses
+from .phases import POOL_MOVES, PoolPhase, WorkerPhase
 from .recycling import RecyclePolicy
-from .seats import Seat, Worker
+from .seats import Crew, Worker
 
 __all__ = ["Dispatcher"]
 
@@ -33,15 +34,6 @@ LEAVE_GRACE = 5.0
 
 START_TIMEOUT = 60.0
 """Seconds that a worker has to become ready."""
-
-FAILURE_BUDGET = 5
-"""How many workers in a row, beside one for each seat, may be lost without use before the pool is broken."""
-
-FIRST_DELAY = 0.1
-"""Seconds before the second start in a row that follows a lost worker; doubled for each one after it."""
-
-QUIET = 60.0
-"""Seconds without a lost worker after which earlier ones are forgotten."""
 
 
 class Dispatcher:
@@ -68,31 +60,26 @@ class Dispatcher:
     ) -> None:
         self.phase = PoolPhase.NEW
         self.cause: AioPoolError | None = None  # of a failed start or a broken pool
-        self.workers: dict[int, Worker] = {}
         self.waiting = 0
-        self.budget = FAILURE_BUDGET + seats - 1  # all that are idle may die at once
-        self._seats = [Seat(number) for number in range(seats)]
-        self._policy = policy
+        self._crew = Crew(seats, policy, start_timeout, jitter)
+        self._losses = Losses(seats, jitter)
         self._grace = grace
         self._start_timeout = start_timeout
         self._depth = depth
-        self._jitter = jitter
         self._queue: deque[Call] = deque()  # may hold calls that have ended; `waiting` counts the others
-        self._idle: list[Worker] = []  # occupants only; the last is the warmest
         self._owner: dict[int, Worker] = {}  # by call id, from Send until the call ends
         self._unseen_before: set[int] = set()  # ids of calls whose worker died before it had read them
-        self._deadlines: dict[Worker, float] = {}  # of a start, a call, an interruption or a leave
-        self._ages: dict[Worker, float] = {}  # when workers become due by age
-        self._spawned = 0
-        self._failures = 0
-        self._failed_at = 0.0
-        self._not_before: float | None = None
         self._commands: list[Command] = []
 
     @property
     def idle(self) -> int:
         """How many calls would be sent at once if they came now."""
-        return len(self._idle)
+        return len(self._crew.idle)
+
+    @property
+    def workers(self) -> dict[int, Worker]:
+        """All workers that are not gone, by their ids."""
+        return self._crew.workers
 
     # Inputs: what users want.
 
@@ -143,14 +130,14 @@ class Dispatcher:
         """A worker has run its initializer."""
         worker = self.workers[worker_id]
         if worker.phase is WorkerPhase.STARTING:
-            self._move(worker, WorkerPhase.IDLE)
+            self._crew.move(worker, WorkerPhase.IDLE)
             if worker.allowance.age is not None:
-                self._ages[worker] = now + worker.allowance.age
+                self._crew.ages[worker] = now + worker.allowance.age
             if worker.seat.occupant is worker:
-                self._idle.append(worker)
-            elif worker.seat.occupant in self._idle and worker.seat.occupant.due:
+                self._crew.idle.append(worker)
+            elif worker.seat.occupant in self._crew.idle and worker.seat.occupant.due:
                 self._dismiss(worker.seat.occupant, now)
-            if self.phase is PoolPhase.STARTING and all(map(_occupied, self._seats)):
+            if self.phase is PoolPhase.STARTING and self._crew.all_ready():
                 self._enter(PoolPhase.RUNNING)
         return self._decided(now)
 
@@ -159,8 +146,8 @@ class Dispatcher:
         worker = self.workers[worker_id]
         if worker.phase is WorkerPhase.STARTING:
             worker.cause = cause
-            self._move(worker, WorkerPhase.LEAVING)
-            self._deadlines[worker] = now + LEAVE_GRACE
+            self._crew.move(worker, WorkerPhase.LEAVING)
+            self._crew.deadlines[worker] = now + LEAVE_GRACE
         return self._decided(now)
 
     def garbled(self, worker_id: int, now: float) -> list[Command]:
@@ -176,7 +163,7 @@ class Dispatcher:
         worker = self.workers[worker_id]
         for call in worker.calls:
             if call.id == call_id and call.phase is CallPhase.RUNNING and call.limits.timeout is not None:
-                self._deadlines[worker] = now + call.limits.timeout
+                self._crew.deadlines[worker] = now + call.limits.timeout
         return self._decided(now)
 
     def due(self, worker_id: int, now: float) -> list[Command]:
@@ -193,8 +180,8 @@ class Dispatcher:
             return self.garbled(worker_id, now)  # it answers what it was not asked
         call = worker.calls.popleft()
         worker.served += call.weight
-        self._failures = 0
-        self._deadlines.pop(worker, None)
+        self._losses.forgive()
+        self._crew.deadlines.pop(worker, None)
         self._end(call, reply if call.verdict is None else call.verdict)
         self._proceed(worker, now)
         return self._decided(now)
@@ -236,7 +223,7 @@ class Dispatcher:
         worker = self.workers.pop(worker_id)
         useless = worker.phase not in (WorkerPhase.LEAVING, WorkerPhase.KILLED) and worker.served == 0
         in_start = worker.phase is WorkerPhase.STARTING or self.phase is PoolPhase.STARTING
-        self._move(worker, WorkerPhase.GONE)
+        self._crew.move(worker, WorkerPhase.GONE)
         calls, worker.calls = list(worker.calls), deque()
         begun = max(0, len(calls) - unseen)
         if calls and not begun and calls[0].id in self._unseen_before:
@@ -246,7 +233,7 @@ class Dispatcher:
         self._requeue(calls[begun:])
         for call in reversed(calls[:begun]):
             self._end_with_worker(call, pid, exitcode)
-        self._vacate(worker)
+        self._crew.vacate(worker)
         cause = worker.cause or cause
         if cause or (useless and not begun):
             self._lose(cause or _premature(pid, exitcode, in_start=in_start), now)
@@ -254,22 +241,21 @@ class Dispatcher:
 
     def tick(self, now: float) -> list[Command]:
         """Act on the deadlines that have passed."""
-        for worker, deadline in list(self._deadlines.items()):
-            if deadline <= now and worker in self._deadlines:  # what is done about one may settle others
+        for worker, deadline in list(self._crew.deadlines.items()):
+            if deadline <= now and worker in self._crew.deadlines:  # what is done about one may settle others
                 self._overdue(worker, now)
-        for worker, age in list(self._ages.items()):
+        for worker, age in list(self._crew.ages.items()):
             if age <= now:
-                del self._ages[worker]
+                del self._crew.ages[worker]
                 worker.due = True
-        if self._not_before is not None and self._not_before <= now:
-            self._not_before = None
+        self._losses.pass_time(now)
         return self._decided(now)
 
     def deadline(self) -> float | None:
         """Return when `tick` is due, or None."""
-        times = [*self._deadlines.values(), *self._ages.values()]
-        if self._not_before is not None:
-            times.append(self._not_before)
+        times = [*self._crew.deadlines.values(), *self._crew.ages.values()]
+        if self._losses.not_before is not None:
+            times.append(self._losses.not_before)
         return min(times, default=None)
 
     # Decisions.
@@ -284,8 +270,8 @@ class Dispatcher:
         return commands
 
     def _assign(self, now: float) -> None:
-        while self.waiting and self._idle:
-            worker = self._idle.pop()
+        while self.waiting and self._crew.idle:
+            worker = self._crew.idle.pop()
             call = self._next()
             if call.automatic and not worker.allowance.fits(worker.taken, call.weight):
                 self._queue.appendleft(call)
@@ -299,7 +285,7 @@ class Dispatcher:
         """Send ahead to busy workers while there is none idle; take back what waits behind them once there is."""
         while self.waiting and (worker := self._first_with_room()) is not None:
             self._send(worker, self._next())
-        if self._idle and not self.waiting:
+        if self._crew.idle and not self.waiting:
             for worker in self.workers.values():
                 if len(worker.calls) > 1:
                     self._recall(worker)
@@ -308,7 +294,7 @@ class Dispatcher:
         """Return a busy worker that may be sent the next call ahead."""
         call = self._next()
         self._queue.appendleft(call)
-        for worker in (seat.occupant for seat in self._seats):
+        for worker in (seat.occupant for seat in self._crew.seats):
             if worker is None or worker.phase is not WorkerPhase.BUSY or worker.recalling:
                 continue
             if worker.calls[0].phase is CallPhase.STOPPING:
@@ -332,9 +318,9 @@ class Dispatcher:
         worker.taken += call.weight
         self._owner[call.id] = worker
         if worker.allowance.spent(worker.taken):
-            self._move(worker, WorkerPhase.RETIRING)
+            self._crew.move(worker, WorkerPhase.RETIRING)
         elif worker.phase is WorkerPhase.IDLE:
-            self._move(worker, WorkerPhase.BUSY)
+            self._crew.move(worker, WorkerPhase.BUSY)
         self._commands.append(Send(worker.id, call))
 
     def _proceed(self, worker: Worker, now: float) -> None:
@@ -345,11 +331,11 @@ class Dispatcher:
                 self._stop(worker, now)
             else:
                 first.phase = CallPhase.RUNNING
-        elif worker.phase is WorkerPhase.RETIRING or (worker.due and _has_ready_successor(worker)):
+        elif worker.phase is WorkerPhase.RETIRING or (worker.due and worker.seat.has_ready_successor):
             self._dismiss(worker, now)
         else:
-            self._move(worker, WorkerPhase.IDLE)
-            self._idle.append(worker)
+            self._crew.move(worker, WorkerPhase.IDLE)
+            self._crew.idle.append(worker)
 
     def _condemn(self, call: Call, verdict: Outcome, now: float) -> None:
         """Decide how a call ends that a worker has; it ends when it has stopped."""
@@ -363,14 +349,14 @@ class Dispatcher:
             self._recall(worker)
         elif worker.calls[0].phase is CallPhase.STOPPING and not worker.recalling:
             if self._grace:
-                self._deadlines[worker] = now + self._grace
+                self._crew.deadlines[worker] = now + self._grace
                 self._commands.append(Interrupt(worker.id, worker.calls[0]))
             else:
                 self._kill(worker)
 
     def _overdue(self, worker: Worker, now: float) -> None:
         """A worker has let its deadline pass."""
-        del self._deadlines[worker]
+        del self._crew.deadlines[worker]
         if worker.calls and worker.calls[0].phase is CallPhase.RUNNING:
             call = worker.calls[0]
             self._condemn(call, CallTimeout(call.name, call.limits.timeout or 0.0), now)
@@ -391,56 +377,30 @@ class Dispatcher:
             self._commands.append(Recall(worker.id))
 
     def _dismiss(self, worker: Worker, now: float) -> None:
-        self._move(worker, WorkerPhase.LEAVING)
-        self._deadlines[worker] = now + LEAVE_GRACE
-        self._vacate(worker)
+        self._crew.move(worker, WorkerPhase.LEAVING)
+        self._crew.deadlines[worker] = now + LEAVE_GRACE
+        self._crew.vacate(worker)
         self._commands.append(Dismiss(worker.id))
 
     def _kill(self, worker: Worker) -> None:
         if worker.phase is not WorkerPhase.KILLED:
-            self._move(worker, WorkerPhase.KILLED)
-            self._vacate(worker)
+            self._crew.move(worker, WorkerPhase.KILLED)
+            self._crew.vacate(worker)
             self._commands.append(Kill(worker.id))
-
-    def _vacate(self, worker: Worker) -> None:
-        """Give the worker's seat to its successor."""
-        seat = worker.seat
-        if worker in self._idle:
-            self._idle.remove(worker)
-        if seat.successor is worker:
-            seat.successor = None
-        elif seat.occupant is worker:
-            seat.occupant, seat.successor = seat.successor, None
-            if seat.occupant and seat.occupant.phase is WorkerPhase.IDLE:
-                self._idle.append(seat.occupant)
 
     def _refill(self, now: float) -> None:
         """Start workers for vacant seats and successors for those that retire, as far as they are needed."""
-        if self._not_before is not None:
+        if self._losses.not_before is not None:
             return
         if self.phase in (PoolPhase.STARTING, PoolPhase.RUNNING):
-            needed = len(self._seats)
+            needed = len(self._crew.seats)
         elif self.phase is PoolPhase.CLOSING and self.waiting:
-            needed = self.waiting - sum(worker.phase is WorkerPhase.STARTING for worker in self.workers.values())
+            needed = self.waiting - self._crew.starting()
         else:
             return
-        for seat in self._seats:
-            if needed <= 0:
-                return
-            if seat.occupant is None:
-                seat.occupant = self._spawn(seat, now)
-                needed -= 1
-            elif seat.successor is None and (seat.occupant.due or seat.occupant.phase is WorkerPhase.RETIRING):
-                seat.successor = self._spawn(seat, now)
-                needed -= 1
-
-    def _spawn(self, seat: Seat, now: float) -> Worker:
-        self._spawned += 1
-        worker = Worker(self._spawned, seat, self._policy.allowance(self._jitter()))
-        self.workers[worker.id] = worker
-        self._deadlines[worker] = now + self._start_timeout
-        self._commands.append(Spawn(worker.id, seat.number))
-        return worker
+        for seat in self._crew.openings()[: max(0, needed)]:
+            worker = self._crew.hire(seat, now)
+            self._commands.append(Spawn(worker.id, seat.number))
 
     def _wind_down(self, now: float) -> None:
         if self.phase is PoolPhase.BROKEN:
@@ -508,49 +468,25 @@ class Dispatcher:
             return
         if self.phase is PoolPhase.TERMINATING:
             return
-        if now - self._failed_at > QUIET:
-            self._failures = 0
-        self._failures += 1
-        self._failed_at = now
-        if self._failures > self.budget:
+        if not self._losses.count(now):
             self._give_up(cause)
-        elif self._failures > 1:
-            self._not_before = now + FIRST_DELAY * 2 ** (self._failures - 2) * (0.5 + self._jitter())
 
     def _give_up(self, cause: AioPoolError) -> None:
         self.cause = cause
-        self._not_before = None
         if self.phase is PoolPhase.RUNNING:
             self._enter(PoolPhase.BROKEN)
         self._fail_waiting(self.broken)
 
     def broken(self) -> BrokenPool:
         """Return the error that a call on a broken pool gets."""
-        error = BrokenPool(f"{self.budget + 1} workers in a row were lost before they served a call")
+        error = BrokenPool(f"{self._losses.budget + 1} workers in a row were lost before they served a call")
         error.__cause__ = self.cause
         return error
-
-    def _move(self, worker: Worker, phase: WorkerPhase) -> None:
-        if phase not in WORKER_MOVES[worker.phase]:
-            raise RuntimeError(f"{worker!r} cannot become {phase.value}")
-        worker.phase = phase
-        self._deadlines.pop(worker, None)
-        if phase in (WorkerPhase.LEAVING, WorkerPhase.KILLED, WorkerPhase.GONE):
-            self._ages.pop(worker, None)
 
     def _enter(self, phase: PoolPhase) -> None:
         if phase not in POOL_MOVES[self.phase]:
             raise RuntimeError(f"a pool that is {self.phase.value} cannot become {phase.value}")
         self.phase = phase
-
-
-def _occupied(seat: Seat) -> bool:
-    return seat.occupant is not None and seat.occupant.phase is WorkerPhase.IDLE
-
-
-def _has_ready_successor(worker: Worker) -> bool:
-    successor = worker.seat.successor
-    return successor is not None and successor.phase is WorkerPhase.IDLE
 
 
 def _premature(pid: int | None, exitcode: int | None, *, in_start: bool) -> AioPoolError:

@@ -1,18 +1,12 @@
-"""`AioPool`: the pool as its users see it. Signatures, checks of arguments, life cycle; the work is a backend's."""
+"""`AioPool`: the pool as its users see it. Signatures and checks of arguments; the work is a backend's."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import warnings
-import weakref
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
+from functools import partial
 from multiprocessing.context import BaseContext
-from types import TracebackType
-from typing import Any, NoReturn, ParamSpec, Self, TypeVar
-
-import anyio
-import anyio.lowlevel
+from typing import Any, ParamSpec, TypeVar
 
 from . import packing
 from .admission import Admission
@@ -30,11 +24,9 @@ from .arguments import (
     usable_cpus,
 )
 from .backends import start_methods
-from .backends.base import Backend, in_loop
 from .backends.local import LocalBackend
 from .calls import Limits
-from .exceptions import WrongLoop
-from .phases import PoolPhase
+from .lifecycle import Lifecycle
 from .recycling import RecyclePolicy
 from .results import AsyncResult, MapResult, PackedChunk
 from .streams import ImapIterator, Window
@@ -54,7 +46,7 @@ CHUNKS_AHEAD = 2
 """How many chunks for each worker an imap has in its window by default."""
 
 
-class AioPool:
+class AioPool(Lifecycle):
     """A pool of worker processes for coroutines: `multiprocessing.pool.Pool`, awaitable.
 
     ``async with AioPool() as pool:`` starts the workers, and on the way out lets accepted calls finish. It kills
@@ -116,124 +108,30 @@ class AioPool:
             check_callable("initializer", initializer)
         if isinstance(preload, str) or not all(isinstance(name, str) for name in preload):
             raise TypeError(f"preload must be a sequence of module names, not {preload!r}")
-        self._context = find_context(context)
-        self._preload = tuple(preload)
+        start_method = find_context(context)
         self._limits = Limits(optional(seconds, "timeout", timeout), at_least(0, "retries", retries))
         self._policy = RecyclePolicy(
             optional(at_least_one, "maxtasksperchild", maxtasksperchild),
             optional(seconds, "max_age", max_age),
             fraction("recycle_jitter", recycle_jitter),
         )
-        self._backend: Backend = LocalBackend(
+        modules = tuple(preload)
+        backend = LocalBackend(
             seats,
-            self._context,
-            Initializer(initializer, tuple(check_iterable("initargs", initargs)), self._preload),
+            start_method,
+            Initializer(initializer, tuple(check_iterable("initargs", initargs)), modules),
             self._policy,
             memory_limit=optional(at_least_one, "max_memory_per_child", max_memory_per_child),
             grace=seconds("cancel_grace", cancel_grace, zero=True),
             start_timeout=seconds("start_timeout", start_timeout),
         )
-        self._admission = Admission(self._backend, optional(at_least_one, "max_pending", max_pending))
-        self._owner = os.getpid()
-        self._finalizer: weakref.finalize[..., Any] | None = None
+        super().__init__(backend, partial(start_methods.preload, start_method, modules))
+        self._admission = Admission(backend, optional(at_least_one, "max_pending", max_pending))
 
     @property
     def processes(self) -> int:
         """How many calls may run at once."""
         return self._backend.seats
-
-    # Life cycle.
-
-    async def start(self) -> None:
-        """Start the workers; return when each has run its initializer.
-
-        Raises:
-            InitializerError: a worker did not become ready; none is left behind.
-            RuntimeError: the pool was started before.
-        """
-        if self._backend.phase is not PoolPhase.NEW:
-            raise RuntimeError(f"{self!r} was started before; make a new pool")
-        start_methods.end_unguarded_import()
-        start_methods.preload(self._context, self._preload)
-        await anyio.lowlevel.checkpoint_if_cancelled()  # anyio loads itself now, not on the way out, descriptors or not
-        self._finalizer = weakref.finalize(self, _forgotten, self._backend, self._owner)
-        try:
-            await self._backend.start()
-        except GeneratorExit:
-            self._leave_at_once()
-            raise
-        except BaseException:
-            self.terminate()
-            await self._settle()
-            raise
-
-    def close(self) -> None:
-        """Take no more calls. Those accepted finish, then the workers leave."""
-        self._backend.close()
-
-    def terminate(self) -> None:
-        """Kill the workers. Calls that wait or run fail with `PoolTerminated`."""
-        self._backend.terminate()
-
-    async def join(self) -> None:
-        """Wait until the last worker is gone.
-
-        Raises:
-            ValueError: neither `close` nor `terminate` was called.
-        """
-        if self._backend.phase in (PoolPhase.NEW, PoolPhase.STARTING, PoolPhase.RUNNING, PoolPhase.BROKEN):
-            raise ValueError(f"{self!r} is still running: call close() or terminate() before join()")
-        await self._backend.join()
-        self._forget()
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if kind is GeneratorExit:
-            self._leave_at_once()
-        elif kind is not None:
-            self.terminate()
-            await self._settle()
-        else:
-            await self._finish()
-
-    async def _finish(self) -> None:
-        self.close()
-        try:
-            await self.join()
-        except GeneratorExit:
-            self._leave_at_once()
-            raise
-        except BaseException:
-            self.terminate()
-            await self._settle()
-            raise
-
-    def _leave_at_once(self) -> None:
-        """End the workers without waiting: the coroutine that we are in is being closed, and must not await."""
-        self._backend.abandon()
-        self._forget()
-
-    async def _settle(self) -> None:
-        """Wait for the killed workers' end, which is near, whatever is cancelled meanwhile."""
-        cancelled: asyncio.CancelledError | None = None
-        with anyio.CancelScope(shield=True):  # an anyio host cancels again at every await
-            while self._backend.phase is not PoolPhase.CLOSED:
-                try:
-                    await self._backend.join()
-                except asyncio.CancelledError as error:  # asyncio's own, which no shield holds off
-                    cancelled = error
-        self._forget()
-        if cancelled is not None:
-            raise cancelled
-
-    def _forget(self) -> None:
-        if self._finalizer is not None:
-            self._finalizer.detach()
 
     # One call.
 
@@ -511,41 +409,6 @@ class AioPool:
         )
         window.open(source)
         return ImapIterator(window)
-
-    # Checks.
-
-    def _check_usable(self) -> None:
-        if self._backend.phase is not PoolPhase.RUNNING:
-            raise self._backend.refusal()
-        if not in_loop(self._backend.loop):
-            self._refuse_loop()
-
-    def _refuse_loop(self) -> NoReturn:
-        if os.getpid() != self._owner:
-            raise WrongLoop(
-                f"{self!r} belongs to process {self._owner}; process {os.getpid()}, forked from it, has none"
-            )
-        raise WrongLoop(
-            f"{self!r} was started in another event loop. A pool works in the loop, and the thread, that started it; "
-            "make one for each loop"
-        )
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("an AioPool cannot be pickled: pass values to a worker, and make a pool there if it needs one")
-
-    def __repr__(self) -> str:
-        return f"<AioPool {self._backend.describe()}>"
-
-
-def _forgotten(backend: Backend, owner: int) -> None:
-    """End the workers of a pool that is collected, or still there at the interpreter's exit."""
-    if os.getpid() != owner or backend.phase is PoolPhase.CLOSED:
-        return
-    state = backend.describe()
-    backend.abandon()
-    warnings.warn(
-        f"unclosed AioPool ({state}): use `async with`, or `close()` and `await join()`", ResourceWarning, stacklevel=2
-    )
 
 
 def _add_callbacks(

@@ -1,15 +1,16 @@
-"""The dispatcher's records: places for workers, and the workers that have them."""
+"""The dispatcher's records: the workers, the seats that they have, and when something is due about each."""
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 from .calls import Call
 from .exceptions import AioPoolError
-from .phases import WorkerPhase
-from .recycling import Allowance
+from .phases import WORKER_MOVES, WorkerPhase
+from .recycling import Allowance, RecyclePolicy
 
-__all__ = ["Seat", "Worker"]
+__all__ = ["Crew", "Seat", "Worker"]
 
 
 class Worker:
@@ -55,3 +56,89 @@ class Seat:
         self.number = number
         self.occupant: Worker | None = None
         self.successor: Worker | None = None
+
+    @property
+    def wants_successor(self) -> bool:
+        """Whether the occupant is to go, and nobody is on the way to take its place."""
+        occupant = self.occupant
+        return (
+            occupant is not None and self.successor is None and (occupant.due or occupant.phase is WorkerPhase.RETIRING)
+        )
+
+    @property
+    def has_ready_successor(self) -> bool:
+        """Whether somebody could take the occupant's place at once."""
+        return self.successor is not None and self.successor.phase is WorkerPhase.IDLE
+
+
+class Crew:
+    """All workers of a pool.
+
+    Args:
+        seats: how many places there are.
+        policy: what each worker may serve.
+        start_timeout: seconds that a worker has to become ready.
+        jitter: returns a number from 0 to 1.
+
+    Attributes:
+        workers: by their ids.
+        seats: the places.
+        idle: occupants of seats that have nothing to do; the last is the warmest.
+        deadlines: when a start, a call, an interruption or a leave has taken too long.
+        ages: when workers become due by age.
+    """
+
+    def __init__(self, seats: int, policy: RecyclePolicy, start_timeout: float, jitter: Callable[[], float]) -> None:
+        self.workers: dict[int, Worker] = {}
+        self.seats = [Seat(number) for number in range(seats)]
+        self.idle: list[Worker] = []
+        self.deadlines: dict[Worker, float] = {}
+        self.ages: dict[Worker, float] = {}
+        self._policy = policy
+        self._start_timeout = start_timeout
+        self._jitter = jitter
+        self._hired = 0
+
+    def hire(self, seat: Seat, now: float) -> Worker:
+        """Make a worker for a seat that is vacant, or whose occupant needs a successor."""
+        self._hired += 1
+        worker = self.workers[self._hired] = Worker(self._hired, seat, self._policy.allowance(self._jitter()))
+        self.deadlines[worker] = now + self._start_timeout
+        if seat.occupant is None:
+            seat.occupant = worker
+        else:
+            seat.successor = worker
+        return worker
+
+    def openings(self) -> list[Seat]:
+        """Return the seats that a worker is to be made for."""
+        return [seat for seat in self.seats if seat.occupant is None or seat.wants_successor]
+
+    def move(self, worker: Worker, phase: WorkerPhase) -> None:
+        """Have a worker enter a phase; a move that the table does not know raises RuntimeError, and changes nothing."""
+        if phase not in WORKER_MOVES[worker.phase]:
+            raise RuntimeError(f"{worker!r} cannot become {phase.value}")
+        worker.phase = phase
+        self.deadlines.pop(worker, None)
+        if phase in (WorkerPhase.LEAVING, WorkerPhase.KILLED, WorkerPhase.GONE):
+            self.ages.pop(worker, None)
+
+    def vacate(self, worker: Worker) -> None:
+        """Give the worker's seat to its successor."""
+        seat = worker.seat
+        if worker in self.idle:
+            self.idle.remove(worker)
+        if seat.successor is worker:
+            seat.successor = None
+        elif seat.occupant is worker:
+            seat.occupant, seat.successor = seat.successor, None
+            if seat.occupant and seat.occupant.phase is WorkerPhase.IDLE:
+                self.idle.append(seat.occupant)
+
+    def all_ready(self) -> bool:
+        """Whether every seat has a worker that has run its initializer, and no call yet."""
+        return all(seat.occupant is not None and seat.occupant.phase is WorkerPhase.IDLE for seat in self.seats)
+
+    def starting(self) -> int:
+        """Return how many workers are not ready yet."""
+        return sum(worker.phase is WorkerPhase.STARTING for worker in self.workers.values())

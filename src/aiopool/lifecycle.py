@@ -1,0 +1,162 @@
+"""Starting a pool, and every way to leave it: by the block's end, by an exception, a cancellation, or forgetfulness."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import warnings
+import weakref
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, NoReturn, Self
+
+import anyio
+import anyio.lowlevel
+
+from .backends import start_methods
+from .backends.base import Backend, in_loop
+from .exceptions import WrongLoop
+from .phases import PoolPhase
+
+__all__ = ["Lifecycle"]
+
+
+class Lifecycle:
+    """What a pool does before its first call and after its last.
+
+    Args:
+        backend: what runs the calls.
+        prepare_start: called before the backend is started.
+    """
+
+    def __init__(self, backend: Backend, prepare_start: Callable[[], None]) -> None:
+        self._backend = backend
+        self._prepare_start = prepare_start
+        self._owner = os.getpid()
+        self._finalizer: weakref.finalize[..., Any] | None = None
+
+    async def start(self) -> None:
+        """Start the workers; return when each has run its initializer.
+
+        Raises:
+            InitializerError: a worker did not become ready; none is left behind.
+            RuntimeError: the pool was started before.
+        """
+        if self._backend.phase is not PoolPhase.NEW:
+            raise RuntimeError(f"{self!r} was started before; make a new pool")
+        start_methods.end_unguarded_import()
+        self._prepare_start()
+        await anyio.lowlevel.checkpoint_if_cancelled()  # anyio loads itself now, not on the way out, descriptors or not
+        self._finalizer = weakref.finalize(self, _forgotten, self._backend, self._owner)
+        try:
+            await self._backend.start()
+        except GeneratorExit:
+            self._leave_at_once()
+            raise
+        except BaseException:
+            self.terminate()
+            await self._settle()
+            raise
+
+    def close(self) -> None:
+        """Take no more calls. Those accepted finish, then the workers leave."""
+        self._backend.close()
+
+    def terminate(self) -> None:
+        """Kill the workers. Calls that wait or run fail with `PoolTerminated`."""
+        self._backend.terminate()
+
+    async def join(self) -> None:
+        """Wait until the last worker is gone.
+
+        Raises:
+            ValueError: neither `close` nor `terminate` was called.
+        """
+        if self._backend.phase in (PoolPhase.NEW, PoolPhase.STARTING, PoolPhase.RUNNING, PoolPhase.BROKEN):
+            raise ValueError(f"{self!r} is still running: call close() or terminate() before join()")
+        await self._backend.join()
+        self._forget()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is GeneratorExit:
+            self._leave_at_once()
+        elif kind is not None:
+            self.terminate()
+            await self._settle()
+        else:
+            await self._finish()
+
+    async def _finish(self) -> None:
+        self.close()
+        try:
+            await self.join()
+        except GeneratorExit:
+            self._leave_at_once()
+            raise
+        except BaseException:
+            self.terminate()
+            await self._settle()
+            raise
+
+    def _leave_at_once(self) -> None:
+        """End the workers without waiting: the coroutine that we are in is being closed, and must not await."""
+        self._backend.abandon()
+        self._forget()
+
+    async def _settle(self) -> None:
+        """Wait for the killed workers' end, which is near, whatever is cancelled meanwhile."""
+        cancelled: asyncio.CancelledError | None = None
+        with anyio.CancelScope(shield=True):  # an anyio host cancels again at every await
+            while self._backend.phase is not PoolPhase.CLOSED:
+                try:
+                    await self._backend.join()
+                except asyncio.CancelledError as error:  # asyncio's own, which no shield holds off
+                    cancelled = error
+        self._forget()
+        if cancelled is not None:
+            raise cancelled
+
+    def _forget(self) -> None:
+        if self._finalizer is not None:
+            self._finalizer.detach()
+
+    # Checks.
+
+    def _check_usable(self) -> None:
+        if self._backend.phase is not PoolPhase.RUNNING:
+            raise self._backend.refusal()
+        if not in_loop(self._backend.loop):
+            self._refuse_loop()
+
+    def _refuse_loop(self) -> NoReturn:
+        if os.getpid() != self._owner:
+            raise WrongLoop(
+                f"{self!r} belongs to process {self._owner}; process {os.getpid()}, forked from it, has none"
+            )
+        raise WrongLoop(
+            f"{self!r} was started in another event loop. A pool works in the loop, and the thread, that started it; "
+            "make one for each loop"
+        )
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an AioPool cannot be pickled: pass values to a worker, and make a pool there if it needs one")
+
+    def __repr__(self) -> str:
+        return f"<AioPool {self._backend.describe()}>"
+
+
+def _forgotten(backend: Backend, owner: int) -> None:
+    """End the workers of a pool that is collected, or still there at the interpreter's exit."""
+    if os.getpid() != owner or backend.phase is PoolPhase.CLOSED:
+        return
+    state = backend.describe()
+    backend.abandon()
+    warnings.warn(
+        f"unclosed AioPool ({state}): use `async with`, or `close()` and `await join()`", ResourceWarning, stacklevel=2
+    )
