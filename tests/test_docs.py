@@ -1,0 +1,27 @@
+"""The documents are true of the tests and of the program."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_readmes_first_program_is_the_example() -> None:
+    """Word for word, so what is tested is what is shown."""
+    (program,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert program == (ROOT / "examples" / "first.py").read_text()
+
+
+def test_every_fault_in_the_documents_names_a_test_that_exists() -> None:
+    """By file, and by name where one is given."""
+    text = (ROOT / "docs" / "what-happens-when.md").read_text()
+    named, file = 0, ""
+    for found_file, name in re.findall(r"`(test_\w+\.py)?(?:::(test_\w+))?`", text):
+        if not (found_file or name):
+            continue
+        file = found_file or file
+        assert f"def {name}" in (ROOT / "tests" / file).read_text(), (file, name)
+        named += 1
+    assert named > 30
