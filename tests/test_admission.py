@@ -92,6 +92,23 @@ async def test_a_waiter_that_is_cancelled_as_it_is_let_in_hands_its_place_on(lat
         assert await behind == 16
 
 
+async def test_room_that_comes_as_a_waiter_is_cancelled_goes_to_the_next(latch: Latch, gate: Latch) -> None:
+    """The cancelled one has not had the time to leave the queue."""
+    async with AioPool(1, max_pending=1) as pool:
+        running = pool.submit(jobs.tell_and_wait, latch.path, gate.path)
+        await latch.told()
+        waiting = pool.submit(jobs.square, 2)
+        cancelled, behind = (asyncio.create_task(pool.apply(jobs.square, (number,))) for number in (3, 4))
+        await settle()
+        cancelled.cancel()
+        waiting.cancel()
+        await settle()
+        assert cancelled.cancelled()
+        gate.let()
+        await running
+        assert await behind == 16
+
+
 async def test_maps_and_streams_wait_for_room(latch: Latch, gate: Latch) -> None:
     """Chunk by chunk; inputs of both kinds."""
     async with AioPool(2, max_pending=1) as pool:

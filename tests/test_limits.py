@@ -111,11 +111,23 @@ async def test_a_call_that_does_not_stop_is_killed_after_its_grace(start_method:
     async with AioPool(1, cancel_grace=0.1, context=start_method) as pool:
         result = pool.submit(job, latch.path)
         pid = int(await latch.told())
+        await work_on(pid)  # what follows the telling has begun
         result.cancel()
         await asyncio.wait([result])
         assert result.cancelled()
         assert is_gone(pid)
         assert await pool.apply(jobs.square, (3,)) == 9
+
+
+async def work_on(pid: int) -> None:
+    """Let a process use a little more of its CPU's time."""
+
+    def ticks() -> int:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11])
+
+    begin = ticks()
+    while ticks() < begin + 3:
+        await asyncio.sleep(0)
 
 
 async def test_an_interruption_never_hits_the_next_call() -> None:

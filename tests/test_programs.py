@@ -155,7 +155,7 @@ def test_an_interpreter_that_exits_with_a_pool_ends_its_workers(loop: str, metho
 
 @pytest.mark.parametrize("method", START_METHODS)
 @pytest.mark.parametrize("job", ["jobs.tell_and_spin", "jobs.tell_of_grandchild_and_spin", "hold_the_interpreter"])
-def test_a_killed_parent_takes_its_workers_along(method: str, job: str) -> None:
+def test_a_killed_parent_takes_its_workers_along(method: str, job: str, tmp_path: Path) -> None:
     """Idle or busy, with what they have started, and even while C code holds the interpreter's lock."""
     program = f"""
         import asyncio, jobs
@@ -169,19 +169,16 @@ def test_a_killed_parent_takes_its_workers_along(method: str, job: str) -> None:
         if __name__ == "__main__":
             asyncio.run(main())
     """
-    path = HERE / "killed_parent.tmp.py"
+    path = tmp_path / "killed_parent.py"
     path.write_text(textwrap.dedent(program))
-    try:
-        before = processes()
-        with subprocess.Popen([sys.executable, path], stdout=subprocess.PIPE, text=True) as parent:
-            assert parent.stdout
-            assert parent.stdout.readline()
-            parent.kill()
-            assert parent.stdout.read() == "", "whoever lives holds the pipe open"
-        for pid in processes().keys() - before.keys():
-            wait_until_gone(pid)
-    finally:
-        path.unlink()
+    before, environment = processes(), {**os.environ, "PYTHONPATH": str(HERE)}
+    with subprocess.Popen([sys.executable, path], stdout=subprocess.PIPE, text=True, env=environment) as parent:
+        assert parent.stdout
+        assert parent.stdout.readline()
+        parent.kill()
+        assert parent.stdout.read() == "", "whoever lives holds the pipe open"
+    for pid in processes().keys() - before.keys():
+        wait_until_gone(pid)
 
 
 def wait_until_gone(pid: int) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 
 from .backends.base import Backend
-from .exceptions import PoolFull, PoolTerminated
+from .exceptions import AioPoolError, PoolFull, PoolTerminated
 from .phases import PoolPhase
 
 __all__ = ["Admission"]
@@ -53,7 +54,8 @@ class Admission:
             await turn
         except asyncio.CancelledError:
             if turn.cancelled():
-                self._queue.remove(turn)
+                with contextlib.suppress(ValueError):  # `_notice` has met it already
+                    self._queue.remove(turn)
             else:
                 self._granted -= 1
                 self._notice()
@@ -66,10 +68,17 @@ class Admission:
     def _notice(self) -> None:
         """Something has changed: grant what room there is."""
         phase = self._backend.phase
-        while self._queue and phase is not PoolPhase.RUNNING:
-            ended = phase in (PoolPhase.TERMINATING, PoolPhase.CLOSED)
-            error = PoolTerminated("the pool was terminated while the call waited for room")
-            self._queue.popleft().set_exception(error if ended else self._backend.refusal())
-        while self._queue and self._room() > 0:
-            self._granted += 1
-            self._queue.popleft().set_result(None)
+        while self._queue and (phase is not PoolPhase.RUNNING or self._room() > 0):
+            turn = self._queue.popleft()
+            if turn.done():
+                continue  # cancelled a moment ago; whoever waited for it has not run since
+            if phase is PoolPhase.RUNNING:
+                self._granted += 1
+                turn.set_result(None)
+            else:
+                turn.set_exception(self._refusal(phase))
+
+    def _refusal(self, phase: PoolPhase) -> AioPoolError:
+        if phase in (PoolPhase.TERMINATING, PoolPhase.CLOSED):
+            return PoolTerminated("the pool was terminated while the call waited for room")
+        return self._backend.refusal()
