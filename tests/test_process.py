@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
@@ -139,3 +140,41 @@ async def test_a_start_without_descriptors_is_an_error(monkeypatch: pytest.Monke
     with pytest.raises(InitializerError, match=r"could not be started: .*Too many open files") as caught:
         await AioPool(2).start()
     assert isinstance(caught.value.__cause__, OSError)
+
+
+@pytest.mark.parametrize("opened", range(3))
+async def test_descriptors_that_run_out_half_way_are_all_given_back(
+    opened: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A channel takes several; without the last one, the others are closed again (see the check of all tests)."""
+    context, left = multiprocessing.get_context("spawn"), [opened]
+    pipe = type(context).Pipe
+
+    def limited(_context: object, *, duplex: bool) -> object:
+        if not left[0]:
+            raise OSError(errno.EMFILE, "Too many open files")
+        left[0] -= 1
+        return pipe(context, duplex)
+
+    monkeypatch.setattr(type(context), "Pipe", limited)
+    with pytest.raises(InitializerError, match="Too many open files"):
+        await AioPool(2, context=context).start()
+
+
+async def test_threads_that_run_out_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the interpreter's own as its cause."""
+
+    def refuse(_thread: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("threading.Thread.start", refuse)
+    with pytest.raises(InitializerError, match="can't start new thread"):
+        await AioPool(2).start()
+
+
+async def test_a_false_report_of_a_failed_initializer_ends_nothing() -> None:
+    """A worker that serves has had its initializer."""
+    async with AioPool(1) as pool:
+        result = pool.submit(jobs.report_unfit)
+        assert await result == "reported"
+        assert await pool.apply(jobs.square, (3,)) == 9

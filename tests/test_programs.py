@@ -182,6 +182,27 @@ def test_a_killed_parent_takes_its_workers_along(method: str, job: str, tmp_path
         wait_until_gone(pid)
 
 
+def test_a_killed_parent_takes_its_workers_along_on_other_systems(tmp_path: Path) -> None:
+    """Where the kernel cannot do the killing, a thread in each worker does."""
+    program = """
+        import asyncio, fcntl, jobs
+        from aiopool import AioPool
+        del fcntl.F_SETSIG
+        async def main():
+            async with AioPool(2, context="fork") as pool:
+                await pool.apply(jobs.tell_and_spin, ("/dev/stdout",))
+        asyncio.run(main())
+    """
+    path = tmp_path / "killed_parent.py"
+    path.write_text(textwrap.dedent(program))
+    environment = {**os.environ, "PYTHONPATH": str(HERE)}
+    with subprocess.Popen([sys.executable, path], stdout=subprocess.PIPE, text=True, env=environment) as parent:
+        assert parent.stdout
+        assert parent.stdout.readline()
+        parent.kill()
+        assert parent.stdout.read() == "", "whoever lives holds the pipe open"
+
+
 def wait_until_gone(pid: int) -> None:
     """Wait for a process that is not ours: multiprocessing's helpers go a little after their program."""
     try:

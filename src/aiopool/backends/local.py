@@ -16,7 +16,7 @@ from ..phases import PoolPhase, WorkerPhase
 from ..recycling import RecyclePolicy
 from ..worker.main import Initializer
 from .base import in_loop
-from .process import End, WorkerProcess
+from .process import End, WorkerProcess, failed_start
 from .start_methods import UNGUARDED, UNGUARDED_TEXT
 
 __all__ = ["LocalBackend"]
@@ -163,9 +163,7 @@ class LocalBackend:
         elif frame.kind == wire.Kind.READY:
             self._perform(self._dispatcher.ready(worker, now))
         elif frame.kind == wire.Kind.UNFIT:
-            error = InitializerError("the initializer failed in a worker")
-            error.__cause__ = failures.decode(frame.payload, None)
-            self._perform(self._dispatcher.unfit(worker, error, now))
+            self._perform(self._dispatcher.unfit(worker, _failure_of(frame), now))
         else:
             self.garbled(worker)
 
@@ -234,8 +232,7 @@ class LocalBackend:
                 worker, self.loop, self._context, self._initializer, self._memory_limit, observer=self
             )
         except OSError as error:  # no descriptors left
-            failure = InitializerError(f"a worker process could not be started: {error}")
-            failure.__cause__ = error
+            failure = failed_start(error)
             self._perform(self._dispatcher.died(worker, None, None, self.loop.time(), cause=failure))
             return
         self._processes[worker] = process
@@ -265,3 +262,12 @@ class LocalBackend:
 
     def _now(self) -> float:
         return self.loop.time() if self._closed is not None else 0.0
+
+
+def _failure_of(frame: wire.Frame) -> InitializerError:
+    error = InitializerError("the initializer failed in a worker")
+    try:
+        error.__cause__ = failures.decode(frame.payload, None)
+    except Exception as garbled:  # noqa: BLE001 - a job has written this, and nobody will ever see it
+        error.__cause__ = garbled
+    return error

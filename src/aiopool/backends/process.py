@@ -27,7 +27,7 @@ from ..worker import main as worker_main
 from ..worker.control import ID, INTERRUPT
 from .channel import Channel
 
-__all__ = ["End", "Observer", "WorkerProcess"]
+__all__ = ["End", "Observer", "WorkerProcess", "failed_start"]
 
 PIDFD_SIGNAL_PROCESS_GROUP = 4
 """A flag of pidfd_send_signal(2), from Linux 6.9 on: the whole group, also when its leader is reaped."""
@@ -113,9 +113,13 @@ class WorkerProcess:
         self._dismissed = False
         self._channel: Channel | None = None
         self._pidfd: int | None = None
-        self._own_end, self._workers_end = map(isolation.above_stdio, socket.socketpair())
-        self._workers_lifeline, self._lifeline = context.Pipe(duplex=False)
-        self._workers_control, self._control = context.Pipe(duplex=False)
+        with contextlib.ExitStack() as opened:  # all of them, or none
+            self._own_end, self._workers_end = map(isolation.above_stdio, socket.socketpair())
+            opened.push(self._own_end)
+            opened.push(self._workers_end)
+            self._workers_lifeline, self._lifeline = map(opened.enter_context, context.Pipe(duplex=False))
+            self._workers_control, self._control = map(opened.enter_context, context.Pipe(duplex=False))
+            opened.pop_all()
         os.set_blocking(self._control.fileno(), False)
         _ends.update((self._own_end, self._workers_end, self._lifeline, self._control))
         lines = worker_main.Lines(self._workers_end, self._workers_lifeline, self._workers_control)
@@ -130,8 +134,13 @@ class WorkerProcess:
         if self._start_method == "fork":
             self._attach(self._fork())
         else:
-            self._starter = threading.Thread(target=self._start_in_thread, name=f"start AioPoolWorker-{self.number}")
-            self._starter.start()
+            starter = threading.Thread(target=self._start_in_thread, name=f"start AioPoolWorker-{self.number}")
+            try:
+                starter.start()
+            except RuntimeError as error:  # no more threads
+                self._report(End(cause=failed_start(error)))
+            else:
+                self._starter = starter
 
     def send(self, parts: list[bytes]) -> None:
         """Send a frame."""
@@ -193,9 +202,7 @@ class WorkerProcess:
         try:
             self._process.start()
         except Exception as error:  # noqa: BLE001 - of pickling, of the system, of the user's context: all end the start
-            failure = InitializerError(f"a worker process could not be started: {error}")
-            failure.__cause__ = error
-            return failure
+            return failed_start(error)
         finally:
             self._workers_lifeline.close()
             self._workers_control.close()
@@ -298,6 +305,13 @@ class WorkerProcess:
             reaped_by_us = self._start_method != "forkserver"
             if reaped_by_us or not select.select([pidfd], [], [], 0)[0]:
                 _kill_by_pid(self._process.pid)
+
+
+def failed_start(error: Exception) -> InitializerError:
+    """Return the error of a start that did not get as far as a process."""
+    failure = InitializerError(f"a worker process could not be started: {error}")
+    failure.__cause__ = error
+    return failure
 
 
 def _bytes_waiting(sock: socket.socket) -> int:
