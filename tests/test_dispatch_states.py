@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -898,6 +899,7 @@ SETTINGS = settings(
 )
 
 
+@pytest.mark.timeout(400)  # it computes for a while, and longer where its coverage is measured
 def test_the_dispatcher_keeps_its_promises_in_every_order_of_events() -> None:
     """Whatever happens, in whatever order."""
     run_state_machine_as_test(Machine, settings=SETTINGS)
