@@ -265,6 +265,25 @@ def test_ctrl_c_during_the_start_meets_the_parent_only(method: str, tmp_path: Pa
     assert parent.returncode == -signal.SIGINT
 
 
+def test_a_fork_server_that_hangs_is_an_error_in_the_end(tmp_path: Path) -> None:
+    """Neither the start nor the program's exit waits for it for ever."""
+    (tmp_path / "hanging.py").write_text("import threading; threading.Event().wait()")
+    out, _ = run(f"""
+        import asyncio, sys
+        sys.path.insert(0, {str(tmp_path)!r})
+        from aiopool import AioPool, InitializerError
+        from aiopool.backends import process
+        process.START_GRACE = 0.2
+        async def main():
+            try:
+                await AioPool(2, preload=["hanging"], start_timeout=0.3).start()
+            except InitializerError as error:
+                print(error)
+        asyncio.run(main())
+    """)
+    assert out == "a worker was not ready within 0.3 s\n"
+
+
 def test_other_processes_of_the_fork_server_can_be_interrupted() -> None:
     """The program's own use of multiprocessing is not changed by the pool's."""
     out, _ = run("""

@@ -25,12 +25,16 @@ from ..exceptions import AioPoolError, InitializerError
 from ..worker import isolation
 from ..worker import main as worker_main
 from ..worker.control import ID, INTERRUPT
+from .base import in_loop
 from .channel import Channel
 
 __all__ = ["End", "Observer", "WorkerProcess", "failed_start"]
 
 PIDFD_SIGNAL_PROCESS_GROUP = 4
 """A flag of pidfd_send_signal(2), from Linux 6.9 on: the whole group, also when its leader is reaped."""
+
+START_GRACE = 5.0
+"""Seconds that the start of an unwanted process may take to return before it is left to itself."""
 
 _ends: weakref.WeakSet[socket.socket | Connection] = weakref.WeakSet()
 """What this process holds of all channels. A forked child closes it, or nobody would see this process die."""
@@ -134,7 +138,9 @@ class WorkerProcess:
         if self._start_method == "fork":
             self._attach(self._fork())
         else:
-            starter = threading.Thread(target=self._start_in_thread, name=f"start AioPoolWorker-{self.number}")
+            # A daemon: a start that never returns must not hold up the interpreter's exit.
+            name = f"start AioPoolWorker-{self.number}"
+            starter = threading.Thread(target=self._start_in_thread, name=name, daemon=True)
             try:
                 starter.start()
             except RuntimeError as error:  # no more threads
@@ -167,12 +173,20 @@ class WorkerProcess:
             self._unwanted = True
             if self.pid is not None:
                 self._kill_group()
+                return
+        if in_loop(self._loop):
+            self._loop.call_later(START_GRACE, self._forsake)
+
+    def _forsake(self) -> None:
+        """A start that does not return is left to itself; its thread kills what may still come of it."""
+        if self.pid is None and self._own_end.fileno() != -1:
+            self._report(End())
 
     def abandon(self) -> None:
         """Kill it, wait until it is reaped, and close everything: without the loop's help, and without a report."""
         self.kill()
         if self._starter is not None:
-            self._starter.join()
+            self._starter.join(START_GRACE)
         if self.pid is not None:
             self._process.join()
         self._close()
@@ -220,7 +234,8 @@ class WorkerProcess:
     def _attach(self, failure: InitializerError | None) -> None:
         """Back in the loop: listen to the process."""
         if self._own_end.fileno() == -1:
-            return  # abandoned meanwhile
+            self._close_process()  # abandoned meanwhile, and killed by the thread that started it
+            return
         if failure is not None:
             self._report(End(cause=failure))
             return
@@ -282,6 +297,10 @@ class WorkerProcess:
         self._workers_end.close()
         self._lifeline.close()
         self._control.close()
+        if self._starter is None or self.pid is not None:
+            self._close_process()
+
+    def _close_process(self) -> None:
         if self._pidfd is not None:
             os.close(self._pidfd)
             self._pidfd = None
