@@ -233,9 +233,9 @@ def test_ctrl_c_to_the_whole_group_ends_program_and_busy_workers(method: str) ->
         assert parent.stdout
         assert parent.stderr
         workers = [int(parent.stdout.readline()) for _ in range(2)]
-        os.killpg(parent.pid, signal.SIGINT)
-        for pid in workers:
+        for pid in workers:  # which are in groups of their own, where a service manager would find them all the same
             os.kill(pid, signal.SIGINT)
+        os.killpg(parent.pid, signal.SIGINT)
         assert parent.stderr.read().count("Traceback (most recent call last)") == parent_tracebacks()
         assert parent.stdout.read() == ""
     assert parent.returncode == -signal.SIGINT
