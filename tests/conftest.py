@@ -41,19 +41,28 @@ def start_method(request: pytest.FixtureRequest) -> str:
 
 
 def processes() -> dict[int, str]:
-    """Return all processes of this session, our zombies and running orphans included, with what they run."""
-    found = {}
+    """Return what descends from this process, zombies included, and the running orphans of its session."""
+    parents, found = {}, {}
     for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
         try:
-            if os.getsid(int(entry.name)) == os.getsid(0):
-                state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
-                if (state, parent) != ("Z", "1"):  # a killed orphan, which is for init to reap
-                    found[int(entry.name)] = f"{state} {(entry / 'cmdline').read_text()!r}"
-        except (ProcessLookupError, FileNotFoundError):
-            continue  # it has just ended
-    return found
+            state, parent, _group, session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+            parents[int(entry.name)] = int(parent)
+            if (parent, state) == ("1", "Z"):
+                continue  # a killed orphan, which is for init to reap
+            found[int(entry.name)] = f"{state} {session} {(entry / 'cmdline').read_text()!r}"
+        except (ProcessLookupError, FileNotFoundError, NotADirectoryError, ValueError):
+            continue  # it has just ended, or is no process
+    ours = f" {os.getsid(0)} "
+    return {pid: what for pid, what in found.items() if descends(pid, parents) or (parents[pid] == 1 and ours in what)}
+
+
+def descends(pid: int, parents: dict[int, int]) -> bool:
+    """Whether a process is a child of this one, or a child's child."""
+    while pid in parents and pid != os.getpid():
+        pid = parents[pid]
+        if pid == os.getpid():
+            return True
+    return False
 
 
 def ends_by_itself(pid: int) -> bool:
