@@ -44,14 +44,16 @@ def processes() -> dict[int, str]:
     """Return what descends from this process, zombies included, and the running orphans of its session."""
     parents, found = {}, {}
     for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
         try:
             state, parent, _group, session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
             parents[int(entry.name)] = int(parent)
             if (parent, state) == ("1", "Z"):
                 continue  # a killed orphan, which is for init to reap
             found[int(entry.name)] = f"{state} {session} {(entry / 'cmdline').read_text()!r}"
-        except (ProcessLookupError, FileNotFoundError, NotADirectoryError, ValueError):
-            continue  # it has just ended, or is no process
+        except (ProcessLookupError, FileNotFoundError):
+            continue  # it has just ended
     ours = f" {os.getsid(0)} "
     return {pid: what for pid, what in found.items() if descends(pid, parents) or (parents[pid] == 1 and ours in what)}
 
