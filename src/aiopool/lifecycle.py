@@ -6,7 +6,7 @@ import asyncio
 import os
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
@@ -48,15 +48,7 @@ class Lifecycle:
         self._prepare_start()
         await anyio.lowlevel.checkpoint_if_cancelled()  # anyio loads itself now, not on the way out, descriptors or not
         self._finalizer = weakref.finalize(self, _forgotten, self._backend, self._owner)
-        try:
-            await self._backend.start()
-        except GeneratorExit:
-            self._leave_at_once()
-            raise
-        except BaseException:
-            self.terminate()
-            await self._settle()
-            raise
+        await self._or_end(self._backend.start())
 
     def close(self) -> None:
         """Take no more calls. Those accepted finish, then the workers leave."""
@@ -90,12 +82,13 @@ class Lifecycle:
             self.terminate()
             await self._settle()
         else:
-            await self._finish()
+            self.close()
+            await self._or_end(self.join())
 
-    async def _finish(self) -> None:
-        self.close()
+    async def _or_end(self, step: Awaitable[None]) -> None:
+        """Take a step of the pool's life; if that fails or is cancelled, end the pool."""
         try:
-            await self.join()
+            await step
         except GeneratorExit:
             self._leave_at_once()
             raise
