@@ -10,13 +10,16 @@ import multiprocessing.resource_tracker
 import os
 import select
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import uvloop
 from hypothesis import settings
 
+import jobs
+from aiopool.arguments import find_context
+from faultpoints import Taps
 from latch import Latch
 
 settings.register_profile("here", deadline=None, derandomize=True)
@@ -32,6 +35,21 @@ def pytest_asyncio_loop_factories(config, item):
     if item.get_closest_marker("both_loops"):
         factories["uvloop"] = uvloop.new_event_loop
     return factories
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the whole suite run with each start method."""
+    parser.addoption("--start-method", choices=START_METHODS, help="of the pools that are not told which")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def default_start_method(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Have pools that are told no start method use the one of the command line."""
+    method = request.config.getoption("--start-method")
+    with pytest.MonkeyPatch.context() as patched:
+        if method:
+            patched.setattr("aiopool.pool.find_context", lambda context: find_context(context or method))
+        yield
 
 
 @pytest.fixture(params=START_METHODS)
@@ -151,6 +169,29 @@ def gate(tmp_path: Path) -> Iterator[Latch]:
     """What jobs wait at."""
     with Latch(tmp_path / "gate") as made:
         yield made
+
+
+@pytest.fixture
+def in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large arguments go through the socket."""
+    monkeypatch.setattr(os, "memfd_create", jobs.without_memory)
+
+
+@pytest.fixture(params=["in memory", "in pieces"])
+def either_way(request: pytest.FixtureRequest) -> Callable[[], None] | None:
+    """Large messages go in memory that is passed on, or through the socket; return the initializer that sees to it."""
+    if request.param == "in memory":
+        return None
+    request.getfixturevalue("in_pieces")
+    return jobs.refuse_memory
+
+
+@pytest.fixture
+def taps(monkeypatch: pytest.MonkeyPatch) -> Taps:
+    """Have all channels to workers tapped."""
+    made = Taps()
+    monkeypatch.setattr("aiopool.backends.process.Channel", made.make)
+    return made
 
 
 def is_gone(pid: int) -> bool:

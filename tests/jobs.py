@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import errno
 import faulthandler
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -347,16 +350,16 @@ def scribble_on_sockets(data: bytes) -> NoReturn:
 def answer_a_stranger() -> NoReturn:
     from aiopool import wire
 
-    scribble_on_sockets(b"".join(wire.encode(wire.Kind.RESULT, 10**9, b"")))
+    scribble_on_sockets(wire.encode(wire.Kind.RESULT, 10**9)[0])
 
 
 def send_upwards(kind: int) -> NoReturn:
     from aiopool import wire
 
-    scribble_on_sockets(b"".join(wire.encode(wire.Kind(kind))))
+    scribble_on_sockets(wire.encode(wire.Kind(kind))[0])
 
 
-def tell_and_clean_up(path: str) -> NoReturn:
+def tell_and_clean_up(path: str, _value: object = None) -> NoReturn:
     """Spin until interrupted, then say so."""
     try:
         tell(path, os.getpid())
@@ -415,5 +418,149 @@ def report_unfit() -> str:
 
     for descriptor in own_sockets():
         with contextlib.suppress(OSError):
-            os.write(descriptor, b"".join(wire.encode(wire.Kind.UNFIT, 0, b"nonsense")))
+            os.write(descriptor, wire.encode(wire.Kind.UNFIT, 0, b"nonsense")[0])
     return "reported"
+
+
+def shut_down_sockets_and_spin() -> NoReturn:
+    for number in own_sockets():
+        with socket.socket(fileno=os.dup(number)) as own:
+            own.shutdown(socket.SHUT_RDWR)
+    while True:
+        pass
+
+
+class WritesOnly:
+    """What many programs put in the place of sys.stdout."""
+
+    def write(self, text: str) -> int:
+        """Swallow it."""
+        return len(text)
+
+
+class FlushRaises(WritesOnly):
+    """One whose flush fails."""
+
+    def flush(self) -> NoReturn:
+        """Fail."""
+        raise RuntimeError("no")
+
+
+def replace_stdout(kind: str) -> int:
+    sys.stdout = {"writes only": WritesOnly, "flush raises": FlushRaises, "none": lambda: None}[kind]()  # type: ignore[assignment]
+    atexit.register(setattr, sys, "stdout", sys.__stdout__)
+    return os.getpid()
+
+
+def resident_with(_value: object) -> int:
+    """Return how much memory this process uses while it has its arguments."""
+    from aiopool.worker.memory import resident_bytes
+
+    return resident_bytes()
+
+
+class TellsAndWaits:
+    """Tells where it is, and waits, while it is pickled or unpickled in another process than its home."""
+
+    def __init__(self, path: str, gate: str) -> None:
+        self.path, self.gate, self.home = path, gate, os.getpid()
+
+    def __reduce__(self) -> Any:
+        if os.getpid() != self.home:
+            tell_and_wait(self.path, self.gate)
+        return _arrive, (self.path, self.gate, self.home)
+
+
+def _arrive(path: str, gate: str, home: int) -> None:
+    if os.getpid() != home:
+        tell_and_wait(path, gate, os.getpid())
+
+
+def large_and_waiting(path: str, gate: str, size: int) -> Any:
+    """Return what tells and waits when it is about to be sent."""
+    waiting = TellsAndWaits(path, gate)
+    waiting.home = 0
+    return bytes(size), waiting
+
+
+def tell_and_name_process(path: str, text: object) -> int:
+    tell(path, text)
+    return os.getpid()
+
+
+def tell_and_fail(path: str, value: object) -> NoReturn:
+    tell(path, value)
+    raise LookupError(value)
+
+
+class Moment:
+    """Something happens, a call of a job, when this is pickled or unpickled."""
+
+    def __init__(self, when: str, job: Any, *args: Any) -> None:
+        self.when, self.job, self.args = when, job, args
+
+    def __reduce__(self) -> Any:
+        if self.when == "pickled":
+            return same, (self.job(*self.args),)
+        return self.job, self.args
+
+
+def make_moment(*args: Any) -> Moment:
+    """Return a result that takes a while to pickle."""
+    return Moment("pickled", *args)
+
+
+def with_moment_at_flush(job: Any, *args: Any) -> None:
+    """Print something that takes a while to be written out."""
+
+    class Slow:
+        def flush(self) -> None:
+            job(*args)
+
+    sys.stdout = Slow()
+
+
+def answer_in_part(call: int, value: Any, count: int | None) -> NoReturn:
+    """Send so many packets of the answer to this call, None for all, then die."""
+    from aiopool import parcels, wire
+
+    [descriptor] = own_sockets()
+    with socket.socket(fileno=os.dup(descriptor)) as channel:
+        payload = parcels.wrap(*parcels.dumps(value), wire.LARGEST)
+        for packet in wire.encode(wire.Kind.RESULT, call, payload)[:count]:
+            wire.send(channel, packet)
+    kill_self()
+    raise AssertionError
+
+
+def at_exit(job: Any, *args: Any) -> None:
+    """Initializer: have a job run when the process leaves."""
+    import atexit
+
+    atexit.register(job, *args)
+
+
+def pass_through_gate(item: tuple[str, str, int]) -> int:
+    path, gate, value = item
+    tell_and_wait(path, gate)
+    return value
+
+
+def tell_wait_and_fail_at(path: str, gate: str, item: int) -> int:
+    tell_and_wait(path, gate, f"{item} {os.getpid()}")
+    return fail_at(item)
+
+
+def tell_and_give(path: str, text: object, value: Any) -> Any:
+    tell(path, text)
+    return value
+
+
+def without_memory(*_args: object) -> int:
+    """Refuse memory to be passed on, as a system does that has none: large messages then go in pieces."""
+    raise OSError(errno.ENOMEM, "no memory")
+
+
+def refuse_memory() -> None:
+    """Initializer: have large results go in pieces."""
+    os.memfd_create = without_memory  # type: ignore[assignment]

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import random
+from collections.abc import Callable
 
 import pytest
 
 import jobs
 from aiopool import AioPool, PoolFull, PoolNotRunning, PoolTerminated
+from aiopool.admission import Admission
+from aiopool.phases import PoolPhase
 from latch import Latch
 
 pytestmark = pytest.mark.both_loops
@@ -144,6 +148,28 @@ async def test_a_map_that_fails_or_is_cancelled_feeds_no_more(latch: Latch) -> N
         assert latch.told_already() == []
 
 
+@pytest.mark.parametrize("verb", ["map", "imap"])
+async def test_whoever_cancels_all_tasks_cuts_no_map_or_stream_short_in_silence(
+    verb: str, latch: Latch, gate: Latch
+) -> None:
+    """What waits for room is a task, too; without it, the values would end too early."""
+
+    async def values(pool: AioPool) -> list[int]:
+        items = [(latch.path, gate.path, number) for number in range(6)]
+        if verb == "map":
+            return await pool.starmap(jobs.tell_and_wait, items, chunksize=1)
+        return [value async for value in pool.imap(jobs.pass_through_gate, items, buffersize=6)]
+
+    async with AioPool(1, max_pending=1) as pool:
+        task = asyncio.create_task(values(pool))
+        await latch.told()
+        for other in asyncio.all_tasks() - {task, asyncio.current_task()}:
+            other.cancel()
+        gate.let(6)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
 @pytest.mark.parametrize(("end", "error"), [("close", PoolNotRunning), ("terminate", PoolTerminated)])
 async def test_who_waits_for_room_is_told_of_the_end(
     end: str, error: type[Exception], latch: Latch, gate: Latch
@@ -165,3 +191,123 @@ async def test_who_waits_for_room_is_told_of_the_end(
         gate.let()
         await asyncio.wait([running, accepted])
         assert accepted.successful() == (end == "close")
+
+
+@pytest.mark.parametrize("verb", ["apply", "map"])
+async def test_room_that_is_granted_as_the_pool_is_terminated_hangs_nobody(
+    verb: str, latch: Latch, gate: Latch
+) -> None:
+    """The caller was told that there is room, and has not run since; its call fails, and the pool ends."""
+    pool = AioPool(1, max_pending=1)
+    await pool.start()
+    running = pool.submit(jobs.tell_and_wait, latch.path, gate.path)
+    await latch.told()
+    waiting = pool.submit(jobs.square, 1)
+    late = asyncio.create_task(pool.apply(jobs.square, (2,)) if verb == "apply" else pool.map(jobs.square, [2]))
+    await settle()
+    running.add_done_callback(lambda _: pool.terminate())
+    gate.let()
+    with pytest.raises(PoolTerminated):
+        await late
+    await pool.join()
+    with pytest.raises(PoolTerminated):
+        await waiting
+
+
+@pytest.mark.parametrize(("end", "error"), [("close", PoolNotRunning), ("terminate", PoolTerminated)])
+async def test_who_gets_room_in_the_moment_of_the_end_is_told_of_it_all_the_same(
+    end: str, error: type[Exception], latch: Latch, gate: Latch
+) -> None:
+    """A call that comes back from waiting to a pool that has ended meanwhile would wait there for ever."""
+    async with AioPool(1, max_pending=1) as pool:
+        running = pool.submit(jobs.tell_and_wait, latch.path, gate.path)
+        await latch.told()
+        accepted = pool.submit(jobs.square, 1)
+        call = asyncio.create_task(pool.apply(jobs.square, (2,)))
+        await settle()
+        accepted.cancel()
+        getattr(pool, end)()
+        with pytest.raises(error):
+            await call
+        gate.let()
+        await asyncio.wait([running])
+
+
+@pytest.mark.parametrize(("end", "error"), [("close", PoolNotRunning), ("terminate", PoolTerminated)])
+async def test_a_map_that_has_not_fed_its_first_chunk_is_told_of_the_end(end: str, error: type[Exception]) -> None:
+    """Though there was room for it."""
+    async with AioPool(1, max_pending=1) as pool:
+        call = asyncio.create_task(pool.map(jobs.square, [1, 2]))
+        await asyncio.sleep(0)
+        getattr(pool, end)()
+        with pytest.raises(error):
+            await call
+
+
+class Turn(asyncio.Future[None]):
+    """Counts how often one is compared with another, as a search through all that wait does."""
+
+    comparisons = 0
+
+    def __eq__(self, other: object) -> bool:
+        type(self).comparisons += 1
+        return self is other
+
+    __hash__ = asyncio.Future.__hash__
+
+
+class Full:
+    """A backend, and its loop, without room."""
+
+    phase = PoolPhase.RUNNING
+    waiting, idle = 1, 0
+
+    @property
+    def loop(self) -> Full:
+        """What makes futures."""
+        return self
+
+    def create_future(self) -> Turn:
+        """Make what is waited for."""
+        return Turn(loop=asyncio.get_running_loop())
+
+    def watch(self, notice: Callable[[], None]) -> None:
+        """Remember whom to tell of a change."""
+        self.change = notice
+
+    def refusal(self) -> PoolNotRunning:
+        """Say why no call is taken."""
+        return PoolNotRunning("gone")
+
+
+async def test_leaving_the_queue_costs_no_search_through_it() -> None:
+    """Tens of thousands that are cancelled together, in any order, would stop the loop for many seconds."""
+    admission = Admission(Full(), 1)  # type: ignore[arg-type]
+    calls = [asyncio.create_task(admission.enter()) for _ in range(100)]
+    await settle()
+    random.shuffle(calls)
+    for call in calls:
+        call.cancel()
+    await asyncio.wait(calls)
+    assert all(call.cancelled() for call in calls)
+    assert Turn.comparisons == 0
+
+
+@pytest.mark.parametrize(
+    ("phases", "error"),
+    [
+        ([PoolPhase.CLOSING, PoolPhase.CLOSED], PoolNotRunning),
+        ([PoolPhase.TERMINATING, PoolPhase.CLOSED], PoolTerminated),
+    ],
+)
+async def test_who_comes_back_to_a_pool_that_is_gone_is_told_how_it_ended(
+    phases: list[PoolPhase], error: type[Exception]
+) -> None:
+    """Its workers may all have left before somebody who was granted room has run again."""
+    backend = Full()
+    admission = Admission(backend, 1)  # type: ignore[arg-type]
+    for backend.phase in phases:
+        backend.change()
+    backend.waiting = 0  # so there is room
+    with pytest.raises(error):
+        await admission.enter()

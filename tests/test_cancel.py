@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 import jobs
-from aiopool import AioPool
+from aiopool import AioPool, WorkerDied
 from conftest import is_gone
 from latch import Latch
 from test_crash import gone
@@ -45,6 +45,21 @@ async def test_a_cancelled_waiting_call_is_never_invoked(latch: Latch, gate: Lat
         await running
         assert [await before, await behind] == ["a", "c"]
     assert latch.told_already() == ["a", "c"]
+
+
+async def test_a_call_that_is_cancelled_before_its_worker_is_up_is_never_invoked(
+    start_method: str, latch: Latch
+) -> None:
+    """The worker serves the next call."""
+    async with AioPool(1, context=start_method) as pool:
+        with pytest.raises(WorkerDied):
+            await pool.apply(jobs.leave_half_way, (1,))
+        doomed = pool.submit(jobs.tell, latch.path, "invoked")
+        assert repr(pool) == "<AioPool running: 1 workers, 0 busy, 1 calls waiting>"
+        assert doomed.cancel()
+        assert doomed.cancelled()
+        assert await pool.apply(jobs.square, (3,)) == 9
+    assert latch.told_already() == []
 
 
 async def test_cancelling_a_running_result_ends_it_when_its_worker_is_gone(latch: Latch) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import pytest
 
-from aiopool import dispatch, losses
-from aiopool.calls import CANCELLED, Call, CallPhase, Outcome, Reply
+from aiopool import backlog, decisions, losses
+from aiopool.calls import CANCELLED, Call, CallPhase, Outcome, Pace, Reply
 from aiopool.commands import Command, Dismiss, Finish, Kill, Recall, Send, Spawn
 from aiopool.dispatch import Dispatcher
 from aiopool.exceptions import BrokenPool, InitializerError, PoolTerminated, WorkerDied
@@ -33,9 +34,11 @@ def running_pool(seats: int = 1, *, depth: int = 1, limit: int | None = None) ->
     return pool
 
 
-def new_call(name: str = "job", *, weight: int = 1, automatic: bool = False) -> Call:
-    """Return a call whose outcome only the commands tell."""
-    return Call(name, [b"arguments"], lambda _: None, weight=weight, automatic=automatic)
+def new_call(name: str = "job", *, weight: int = 1, automatic: bool = False, seconds: float = 0.0) -> Call:
+    """Return a call whose outcome only the commands tell, of a function that has taken so long before."""
+    pace = Pace()
+    pace.learn(seconds)
+    return Call(name, b"arguments", lambda _: None, pace=pace, weight=weight, automatic=automatic)
 
 
 def submitted(pool: Dispatcher, count: int) -> list[Call]:
@@ -124,10 +127,10 @@ def test_a_worker_that_is_not_ready_in_time_is_killed() -> None:
     """The start has a deadline; passing it fails the start and says so."""
     pool = new_pool()
     pool.start(0)
-    assert pool.deadline() == dispatch.START_TIMEOUT
-    assert pool.tick(dispatch.START_TIMEOUT - 1) == []
-    assert Kill(1) in pool.tick(dispatch.START_TIMEOUT)
-    lose(pool, 1, dispatch.START_TIMEOUT)
+    assert pool.deadline() == decisions.START_TIMEOUT
+    assert pool.tick(decisions.START_TIMEOUT - 1) == []
+    assert Kill(1) in pool.tick(decisions.START_TIMEOUT)
+    lose(pool, 1, decisions.START_TIMEOUT)
     assert isinstance(pool.cause, InitializerError)
     assert "not ready within 60 s" in str(pool.cause)
 
@@ -137,9 +140,9 @@ def test_an_unfit_worker_that_does_not_leave_is_killed() -> None:
     pool = new_pool()
     pool.start(0)
     pool.unfit(1, UNFIT, 0)
-    assert pool.deadline() == dispatch.LEAVE_GRACE
-    assert Kill(1) in pool.tick(dispatch.LEAVE_GRACE)
-    lose(pool, 1, dispatch.LEAVE_GRACE)
+    assert pool.deadline() == decisions.LEAVE_GRACE
+    assert Kill(1) in pool.tick(decisions.LEAVE_GRACE)
+    lose(pool, 1, decisions.LEAVE_GRACE)
     assert pool.cause is UNFIT
 
 
@@ -169,7 +172,7 @@ def test_calls_are_sent_in_the_order_of_their_submission() -> None:
     calls = submitted(pool, 4)
     assert pool.waiting == 3
     for call, following in pairwise(calls):
-        assert pool.replied(1, call.id, ANSWER, 0) == [Finish(call, ANSWER), Send(1, following)]
+        assert pool.replied(1, [(call.id, ANSWER)], 0) == [Finish(call, ANSWER), Send(1, following)]
 
 
 def test_the_warmest_idle_worker_goes_first() -> None:
@@ -178,7 +181,7 @@ def test_the_warmest_idle_worker_goes_first() -> None:
     calls = submitted(pool, 3)
     by_worker = {3: calls[0], 2: calls[1], 1: calls[2]}
     for worker in (1, 3, 2):
-        pool.replied(worker, by_worker[worker].id, ANSWER, 0)
+        pool.replied(worker, [(by_worker[worker].id, ANSWER)], 0)
     order = []
     for call in [new_call() for _ in range(3)]:
         order += [command.worker for command in pool.submit(call, 0) if isinstance(command, Send)]
@@ -189,8 +192,8 @@ def test_a_finished_call_lets_go_of_its_payload() -> None:
     """Arguments are not kept longer than the call."""
     pool = running_pool()
     (call,) = submitted(pool, 1)
-    pool.replied(1, call.id, ANSWER, 0)
-    assert call.payload == []
+    pool.replied(1, [(call.id, ANSWER)], 0)
+    assert call.payload == b""
     assert call.phase is CallPhase.ENDED
 
 
@@ -198,14 +201,14 @@ def test_a_reply_with_a_wrong_call_id_kills_the_worker() -> None:
     """Who answers what it was not asked, cannot be trusted; its call fails with its death."""
     pool = running_pool()
     (call,) = submitted(pool, 1)
-    assert pool.replied(1, call.id + 1, ANSWER, 0) == [Kill(1), Spawn(2, 0)]
+    assert pool.replied(1, [(call.id + 1, ANSWER)], 0) == [Kill(1), Spawn(2, 0)]
     assert isinstance(outcome_of(call, lose(pool, 1, 0)), WorkerDied)
 
 
 def test_a_reply_from_an_idle_worker_kills_it() -> None:
     """Nothing was asked."""
     pool = running_pool()
-    assert pool.replied(1, 0, ANSWER, 0) == [Kill(1), Spawn(2, 0)]
+    assert pool.replied(1, [(0, ANSWER)], 0) == [Kill(1), Spawn(2, 0)]
 
 
 def test_a_garbled_worker_is_killed_once() -> None:
@@ -224,7 +227,7 @@ def test_cancelling_a_waiting_call_removes_it() -> None:
     running, waiting, following = submitted(pool, 3)
     assert pool.cancel(waiting, 0) == [Finish(waiting, CANCELLED)]
     assert pool.waiting == 1
-    assert pool.replied(1, running.id, ANSWER, 0) == [Finish(running, ANSWER), Send(1, following)]
+    assert pool.replied(1, [(running.id, ANSWER)], 0) == [Finish(running, ANSWER), Send(1, following)]
 
 
 def test_cancelling_a_running_call_kills_its_worker() -> None:
@@ -249,7 +252,7 @@ def test_cancelling_an_ended_call_changes_nothing() -> None:
     """The first end wins."""
     pool = running_pool()
     (call,) = submitted(pool, 1)
-    pool.replied(1, call.id, ANSWER, 0)
+    pool.replied(1, [(call.id, ANSWER)], 0)
     assert pool.cancel(call, 0) == []
 
 
@@ -258,7 +261,7 @@ def test_a_late_reply_is_dropped() -> None:
     pool = running_pool()
     (call,) = submitted(pool, 1)
     pool.cancel(call, 0)
-    assert pool.replied(1, call.id, ANSWER, 0) == []
+    assert pool.replied(1, [(call.id, ANSWER)], 0) == []
     assert outcome_of(call, lose(pool, 1, 0)) is CANCELLED
 
 
@@ -331,7 +334,7 @@ def test_a_successor_is_started_when_the_last_call_begins() -> None:
     """So it is ready when the old worker leaves."""
     pool = running_pool(limit=2)
     first, last = submitted(pool, 2)
-    assert pool.replied(1, first.id, ANSWER, 0) == [Finish(first, ANSWER), Send(1, last), Spawn(2, 0)]
+    assert pool.replied(1, [(first.id, ANSWER)], 0) == [Finish(first, ANSWER), Send(1, last), Spawn(2, 0)]
 
 
 def test_a_successor_serves_nothing_before_its_predecessor_has_finished() -> None:
@@ -339,7 +342,7 @@ def test_a_successor_serves_nothing_before_its_predecessor_has_finished() -> Non
     pool = running_pool(limit=1)
     last, waiting = submitted(pool, 2)
     assert pool.ready(2, 0) == []
-    assert pool.replied(1, last.id, ANSWER, 0) == [Finish(last, ANSWER), Dismiss(1), Send(2, waiting), Spawn(3, 0)]
+    assert pool.replied(1, [(last.id, ANSWER)], 0) == [Finish(last, ANSWER), Dismiss(1), Send(2, waiting), Spawn(3, 0)]
 
 
 def test_a_successor_takes_the_seat_of_one_that_dies() -> None:
@@ -363,7 +366,7 @@ def test_an_automatic_chunk_that_does_not_fit_retires_the_worker() -> None:
     pool, chunk = running_pool(limit=3), new_call(weight=2, automatic=True)
     for call in (new_call(), new_call()):
         pool.submit(call, 0)
-        pool.replied(1, call.id, ANSWER, 0)
+        pool.replied(1, [(call.id, ANSWER)], 0)
     assert pool.submit(chunk, 0) == [Dismiss(1), Spawn(2, 0)]
     assert pool.ready(2, 0) == [Send(2, chunk)]
 
@@ -372,9 +375,9 @@ def test_an_explicit_larger_chunk_is_finished_and_then_the_worker_goes() -> None
     """The user's own chunk size is obeyed."""
     pool, call, chunk = running_pool(limit=3), new_call(), new_call(weight=7)
     pool.submit(call, 0)
-    pool.replied(1, call.id, ANSWER, 0)
+    pool.replied(1, [(call.id, ANSWER)], 0)
     assert pool.submit(chunk, 0) == [Send(1, chunk), Spawn(2, 0)]
-    assert pool.replied(1, chunk.id, ANSWER, 0) == [Finish(chunk, ANSWER), Dismiss(1)]
+    assert pool.replied(1, [(chunk.id, ANSWER)], 0) == [Finish(chunk, ANSWER), Dismiss(1)]
 
 
 def test_a_dismissed_worker_that_does_not_leave_is_killed() -> None:
@@ -382,9 +385,9 @@ def test_a_dismissed_worker_that_does_not_leave_is_killed() -> None:
     pool = running_pool(limit=1)
     (call,) = submitted(pool, 1)
     pool.ready(2, 0)
-    pool.replied(1, call.id, ANSWER, 10)
-    assert pool.deadline() == 10 + dispatch.LEAVE_GRACE
-    assert pool.tick(10 + dispatch.LEAVE_GRACE) == [Kill(1)]
+    pool.replied(1, [(call.id, ANSWER)], 10)
+    assert pool.deadline() == 10 + decisions.LEAVE_GRACE
+    assert pool.tick(10 + decisions.LEAVE_GRACE) == [Kill(1)]
     assert pool.deadline() is None
 
 
@@ -441,7 +444,7 @@ def test_a_call_that_runs_in_a_broken_pool_finishes() -> None:
     (call,) = submitted(pool, 1)
     exhaust(pool, 1)
     assert pool.phase is PoolPhase.BROKEN
-    assert pool.replied(2, call.id, ANSWER, 0) == [Finish(call, ANSWER), Dismiss(2)]
+    assert pool.replied(2, [(call.id, ANSWER)], 0) == [Finish(call, ANSWER), Dismiss(2)]
 
 
 def test_a_broken_pool_can_be_closed() -> None:
@@ -457,7 +460,7 @@ def test_a_reply_resets_the_budget() -> None:
     pool = running_pool(2)
     (call,) = submitted(pool, 1)
     lose(pool, 1, 0)
-    pool.replied(2, call.id, ANSWER, 0)
+    pool.replied(2, [(call.id, ANSWER)], 0)
     assert lose(pool, 3, 0) == [Spawn(4, 0)]
 
 
@@ -496,8 +499,8 @@ def test_accepted_calls_finish_after_close() -> None:
     pool = running_pool()
     first, last = submitted(pool, 2)
     assert pool.close(0) == []
-    assert pool.replied(1, first.id, ANSWER, 0) == [Finish(first, ANSWER), Send(1, last)]
-    assert pool.replied(1, last.id, ANSWER, 0) == [Finish(last, ANSWER), Dismiss(1)]
+    assert pool.replied(1, [(first.id, ANSWER)], 0) == [Finish(first, ANSWER), Send(1, last)]
+    assert pool.replied(1, [(last.id, ANSWER)], 0) == [Finish(last, ANSWER), Dismiss(1)]
 
 
 def test_a_dead_worker_is_replaced_for_the_backlog_of_a_closed_pool() -> None:
@@ -558,7 +561,7 @@ def test_replies_after_terminate_are_dropped() -> None:
     pool = running_pool()
     (call,) = submitted(pool, 1)
     pool.terminate(0)
-    assert pool.replied(1, call.id, ANSWER, 0) == []
+    assert pool.replied(1, [(call.id, ANSWER)], 0) == []
 
 
 def test_close_before_start_closes() -> None:
@@ -604,7 +607,7 @@ def test_the_call_behind_runs_when_the_first_has_replied() -> None:
     """It is in the worker's channel already."""
     pool = running_pool(depth=2)
     first, second, third = submitted(pool, 3)
-    assert pool.replied(1, first.id, ANSWER, 0) == [Finish(first, ANSWER), Send(1, third)]
+    assert pool.replied(1, [(first.id, ANSWER)], 0) == [Finish(first, ANSWER), Send(1, third)]
     assert second.phase is CallPhase.RUNNING
 
 
@@ -612,7 +615,7 @@ def test_calls_behind_another_are_taken_back_for_an_idle_worker() -> None:
     """No call is stuck behind another while a worker is free."""
     pool = running_pool(2, depth=2)
     free, _, behind = submitted(pool, 3)
-    assert pool.replied(2, free.id, ANSWER, 0) == [Finish(free, ANSWER), Recall(1)]
+    assert pool.replied(2, [(free.id, ANSWER)], 0) == [Finish(free, ANSWER), Recall(1)]
     assert pool.recalled(1, [behind.id], 0) == [Send(2, behind)]
 
 
@@ -620,10 +623,10 @@ def test_what_could_not_be_taken_back_stays() -> None:
     """The worker has begun it meanwhile; its reply counts."""
     pool = running_pool(2, depth=2)
     free, first, second = submitted(pool, 3)
-    pool.replied(2, free.id, ANSWER, 0)
-    pool.replied(1, first.id, ANSWER, 0)
+    pool.replied(2, [(free.id, ANSWER)], 0)
+    pool.replied(1, [(first.id, ANSWER)], 0)
     assert pool.recalled(1, [], 0) == []
-    assert outcome_of(second, pool.replied(1, second.id, ANSWER, 0)) is ANSWER
+    assert outcome_of(second, pool.replied(1, [(second.id, ANSWER)], 0)) is ANSWER
 
 
 def test_a_worker_that_gave_everything_back_is_idle() -> None:
@@ -648,7 +651,7 @@ def test_a_cancelled_call_that_was_not_taken_back_is_killed_when_it_begins() -> 
     pool = running_pool(depth=2)
     first, second = submitted(pool, 2)
     pool.cancel(second, 0)
-    assert pool.replied(1, first.id, ANSWER, 0) == [Finish(first, ANSWER)]
+    assert pool.replied(1, [(first.id, ANSWER)], 0) == [Finish(first, ANSWER)]
     assert pool.recalled(1, [], 0) == [Kill(1), Spawn(2, 0)]
     assert lose(pool, 1, 0) == [Finish(second, CANCELLED)]
 
@@ -684,7 +687,7 @@ def test_a_cancelled_call_that_replies_before_its_kill_is_cancelled_and_its_work
     pool = running_pool(depth=2)
     first, second = submitted(pool, 2)
     pool.cancel(first, 0)
-    assert pool.replied(1, first.id, ANSWER, 0) == [Finish(first, CANCELLED)]
+    assert pool.replied(1, [(first.id, ANSWER)], 0) == [Finish(first, CANCELLED)]
     assert pool.recalled(1, [], 0) == []
     assert second.phase is CallPhase.RUNNING
 
@@ -695,7 +698,7 @@ def test_calls_that_were_taken_back_do_not_count_for_recycling() -> None:
     first, second = submitted(pool, 2)
     pool.cancel(second, 0)
     pool.recalled(1, [second.id], 0)
-    pool.replied(1, first.id, ANSWER, 0)
+    pool.replied(1, [(first.id, ANSWER)], 0)
     third, last = new_call(), new_call()
     assert pool.submit(third, 0) == [Send(1, third)]
     assert pool.submit(last, 0) == [Send(1, last), Spawn(2, 0)]
@@ -718,8 +721,8 @@ def test_a_spent_worker_finishes_what_was_sent_ahead() -> None:
     assert pool.submit(second, 0) == [Send(1, second), Spawn(2, 0)]
     assert pool.submit(third, 0) == []
     pool.ready(2, 0)
-    assert pool.replied(1, first.id, ANSWER, 0) == [Finish(first, ANSWER)]
-    assert pool.replied(1, second.id, ANSWER, 0) == [Finish(second, ANSWER), Dismiss(1), Send(2, third)]
+    assert pool.replied(1, [(first.id, ANSWER)], 0) == [Finish(first, ANSWER)]
+    assert pool.replied(1, [(second.id, ANSWER)], 0) == [Finish(second, ANSWER), Dismiss(1), Send(2, third)]
 
 
 def test_an_automatic_chunk_that_does_not_fit_is_not_sent_ahead() -> None:
@@ -759,7 +762,7 @@ def test_an_illegal_move_of_a_worker_raises_and_changes_nothing() -> None:
     with pytest.raises(RuntimeError, match="<Worker 1 starting calls=0 served=0> cannot become busy"):
         pool._crew.move(pool.workers[1], WorkerPhase.BUSY)
     assert pool.workers[1].phase is WorkerPhase.STARTING
-    assert pool.deadline() == dispatch.START_TIMEOUT
+    assert pool.deadline() == decisions.START_TIMEOUT
 
 
 # Known faults. Each test tells what should be.
@@ -778,7 +781,7 @@ def test_a_worker_that_is_not_ready_in_time_is_not_replaced_during_the_start() -
     """The start has failed."""
     pool = new_pool()
     pool.start(0)
-    assert pool.tick(dispatch.START_TIMEOUT) == [Kill(1)]
+    assert pool.tick(decisions.START_TIMEOUT) == [Kill(1)]
 
 
 def test_a_call_that_comes_back_to_a_broken_pool_fails() -> None:
@@ -786,7 +789,7 @@ def test_a_call_that_comes_back_to_a_broken_pool_fails() -> None:
     pool = running_pool(2)
     served, unseen = new_call(), new_call()
     pool.submit(served, 0)
-    pool.replied(2, served.id, ANSWER, 0)
+    pool.replied(2, [(served.id, ANSWER)], 0)
     pool.submit(unseen, 0)
     exhaust(pool, 1)
     assert isinstance(outcome_of(unseen, pool.died(2, 102, KILLED, 0, unseen=1)), BrokenPool)
@@ -818,7 +821,7 @@ def test_a_call_taken_back_while_the_pool_closes_goes_to_the_idle_worker() -> No
     pool = running_pool(2, depth=2)
     free, _, behind = submitted(pool, 3)
     pool.close(0)
-    assert pool.replied(2, free.id, ANSWER, 0) == [Finish(free, ANSWER), Recall(1)]
+    assert pool.replied(2, [(free.id, ANSWER)], 0) == [Finish(free, ANSWER), Recall(1)]
     assert pool.recalled(1, [behind.id], 0) == [Send(2, behind)]
 
 
@@ -826,7 +829,7 @@ def test_a_recall_that_gave_nothing_back_is_not_repeated_at_once() -> None:
     """The worker has read ahead, and asking again in the same moment cannot change that."""
     pool = running_pool(2, depth=2)
     free, *_ = submitted(pool, 3)
-    pool.replied(2, free.id, ANSWER, 0)
+    pool.replied(2, [(free.id, ANSWER)], 0)
     assert pool.recalled(1, [], 0) == []
 
 
@@ -836,3 +839,83 @@ def test_a_garbled_worker_may_have_begun_all_that_it_has_read() -> None:
     _, second = submitted(pool, 2)
     pool.garbled(1, 0)
     assert isinstance(outcome_of(second, pool.died(1, 101, KILLED, 0, unseen=0)), WorkerDied)
+
+
+def test_nothing_is_sent_ahead_before_a_function_has_been_seen_to_be_short() -> None:
+    """Neither behind such a call nor such a call itself."""
+    pool = running_pool(depth=9)
+    unknown, short = new_call(seconds=math.inf), new_call()
+    pool.submit(unknown, 0)
+    assert pool.submit(short, 0) == []
+    assert pool.replied(1, [(unknown.id, ANSWER)], 0) == [Finish(unknown, ANSWER), Send(1, short)]
+    assert pool.submit(new_call(seconds=math.inf), 0) == []
+
+
+def test_what_is_sent_ahead_is_soon_done() -> None:
+    """The time that it will take counts, not the number of calls."""
+    pool = running_pool(depth=9)
+    tenth = decisions.AHEAD / 10
+    calls = [new_call(seconds=4 * tenth), new_call(seconds=tenth, weight=5), new_call(seconds=2 * tenth), new_call()]
+    assert [pool.submit(call, 0) for call in calls] == [[Send(1, calls[0])], [Send(1, calls[1])], [], []]
+    assert pool.replied(1, [(calls[0].id, ANSWER)], 0)[1:] == [Send(1, calls[2]), Send(1, calls[3])]
+
+
+def test_who_has_least_to_do_is_sent_ahead_first() -> None:
+    """However the calls have come."""
+    pool = running_pool(2, depth=9)
+    tenth = decisions.AHEAD / 10
+    few, many = new_call(seconds=2 * tenth), new_call(seconds=6 * tenth)
+    assert pool.submit(few, 0) == [Send(2, few)]
+    assert pool.submit(many, 0) == [Send(1, many)]
+    for _ in range(3):
+        following = new_call(seconds=tenth)
+        assert pool.submit(following, 0) == [Send(2, following)]
+
+
+def test_a_call_that_takes_its_time_gives_back_what_is_behind_it() -> None:
+    """Though nobody is free: or else it could wait there for ever, while others are served."""
+    pool = running_pool(2, depth=2)
+    _, other, behind, also_behind, waiting = submitted(pool, 5)
+    late = decisions.OVERDUE * 2
+    assert pool.replied(1, [(other.id, ANSWER)], late) == [Finish(other, ANSWER), Send(1, waiting), Recall(2)]
+    assert behind in pool.workers[1].calls
+    assert pool.recalled(2, [also_behind.id], late) == []
+    assert pool.replied(1, [(behind.id, ANSWER)], late) == [Finish(behind, ANSWER), Send(1, also_behind)]
+
+
+def test_several_answers_at_once_end_their_calls_in_their_order() -> None:
+    """And more is sent only when all are counted."""
+    pool = running_pool(depth=3)
+    calls = submitted(pool, 4)
+    answers = [(call.id, ANSWER) for call in calls[:3]]
+    assert pool.replied(1, answers, 0) == [*(Finish(call, ANSWER) for call in calls[:3]), Send(1, calls[3])]
+
+
+def test_a_wrong_answer_among_several_kills_the_worker_after_the_right_ones() -> None:
+    """What it answered before is believed."""
+    pool = running_pool(depth=3)
+    first, second = submitted(pool, 2)
+    assert pool.replied(1, [(first.id, ANSWER), (0, ANSWER)], 0) == [Finish(first, ANSWER), Kill(1), Spawn(2, 0)]
+    assert isinstance(outcome_of(second, lose(pool, 1, 0)), WorkerDied)
+
+
+def test_a_pace_follows_the_latest_calls() -> None:
+    """One that was held up by the machine does not count for long."""
+    pace = Pace()
+    assert pace.seconds == math.inf
+    pace.learn(1)
+    assert pace.seconds == 1
+    for _ in range(20):
+        pace.learn(0)
+    assert pace.seconds < 0.01
+
+
+def test_calls_that_were_cancelled_do_not_stay_in_the_queue() -> None:
+    """Though no worker ever comes to them."""
+    pool = running_pool()
+    pool.submit(new_call(seconds=math.inf), 0)
+    for _ in range(1000):
+        waiting = new_call()
+        pool.submit(waiting, 0)
+        pool.cancel(waiting, 0)
+    assert len(pool._backlog._calls) <= backlog.MOST_ENDED

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
+from typing import NoReturn
 
 import pytest
 
 import jobs
-from aiopool import NotPicklable, RemoteTraceback, failures
+from aiopool import CallInterrupted, NotPicklable, RemoteTraceback, failures
 
 
 def travel(error: BaseException) -> BaseException:
@@ -104,6 +106,115 @@ class KeepsLockToo(jobs.KeepsLock):
 
     def __str__(self) -> str:
         raise SystemExit
+
+
+def refuse(*_: object) -> NoReturn:
+    """Be code of the user's that runs where none is expected."""
+    raise SystemExit
+
+
+class NotesRaise(Exception):
+    """Has no notes."""
+
+    __notes__ = property(refuse)  # type: ignore[assignment]
+
+
+class AllRaises(Exception):
+    """Has nothing at all."""
+
+    __getattribute__ = refuse  # type: ignore[assignment]
+
+
+class CauseRaises(Exception):
+    """Has no cause."""
+
+    __cause__ = property(refuse)  # type: ignore[assignment]
+
+
+class RefusesCause(Exception):
+    """Does not take a cause where it arrives."""
+
+    __cause__ = property(lambda _: None, refuse)  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("kind", [NotesRaise, AllRaises, CauseRaises, RefusesCause])
+def test_an_exception_that_cannot_be_looked_at_arrives_as_type_text_and_traceback(kind: type[Exception]) -> None:
+    """Its own code may raise whatever it likes, wherever it is asked."""
+    arrived = travel(raised(kind("text")))
+    assert isinstance(arrived, NotPicklable)
+    assert (arrived.original_type, arrived.original_text) == (f"test_failures.{kind.__name__}", "text")
+    assert "in raised" in arrived.original_traceback
+    assert f"{kind.__name__}: text" in arrived.original_traceback
+
+
+class Nameless(type):
+    """Makes classes that do not tell their names."""
+
+    __module__ = property(refuse)  # type: ignore[assignment]
+
+
+def test_an_exception_without_a_name_arrives() -> None:
+    """With what there is."""
+    arrived = travel(Nameless("Odd", (Exception,), {})("text"))
+    assert isinstance(arrived, NotPicklable)
+    assert (arrived.original_type, arrived.original_text) == ("<type not available>", "text")
+
+
+def test_texts_of_a_class_of_their_own_arrive_as_texts() -> None:
+    """Notes, and what ``__str__`` returns: the class might not pickle."""
+
+    class Text(str):
+        __slots__ = ()
+
+    class Error(Exception):
+        def __str__(self) -> str:
+            return Text("text")
+
+    error = Error()
+    error.add_note(Text("note"))
+    arrived = travel(error)
+    assert isinstance(arrived, NotPicklable)
+    assert (arrived.original_text, arrived.__notes__) == ("text", ["note"])
+    assert type(arrived.original_text) is type(arrived.__notes__[0]) is str
+
+
+class NoDir:
+    """Leaves when it is asked what it has, as tracebacks do to suggest a name."""
+
+    __dir__ = refuse  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        SyntaxError("text", ("file", "1", [], 5)),  # type: ignore[arg-type]
+        AttributeError("text", name="attribute", obj=NoDir()),
+    ],
+    ids=repr,
+)
+def test_an_exception_whose_traceback_cannot_be_formatted_arrives_as_itself(error: Exception) -> None:
+    """With the frames that there are."""
+    arrived = travel(raised(error))
+    assert type(arrived) is type(error)
+    assert isinstance(arrived.__cause__, RemoteTraceback)
+    assert "in raised" in arrived.__cause__.text
+    assert f"{type(error).__name__}: text" in arrived.__cause__.text
+
+
+@pytest.mark.parametrize("asked_before", [0, 1])
+def test_the_end_of_a_chunk_is_not_swallowed(asked_before: int) -> None:
+    """A chunk that is interrupted while one of its failures is encoded is to stop."""
+
+    class Interrupts(Exception):
+        @property
+        def __notes__(self) -> list[str]:
+            if not next(answers):
+                raise CallInterrupted
+            return []
+
+    answers = itertools.chain([True] * asked_before, itertools.repeat(False))
+    with pytest.raises(CallInterrupted):
+        failures.encode(Interrupts())
 
 
 def test_groups_within_groups_arrive() -> None:

@@ -113,6 +113,7 @@ def test_a_fresh_worker_is_light(method: str) -> None:
     program = (
         "import asyncio, jobs\nfrom aiopool import AioPool\n"
         "async def main():\n"
+        "    asyncio.get_running_loop().slow_callback_duration = 60\n"  # the machine may be slow
         f"    async with AioPool(1, context={method!r}) as pool:\n"
         "        return await pool.apply(jobs.modules)\n"
         "modules = asyncio.run(main())\n"
@@ -144,3 +145,10 @@ def test_standard_streams_that_are_closed_do_no_harm(method: str, closed: tuple[
     )
     subprocess.run([sys.executable, "-c", program], cwd=HERE, capture_output=True, check=True, timeout=30)
     assert (tmp_path / "out").read_text() == "[0, 1, 4, 9]"
+
+
+@pytest.mark.parametrize("kind", ["writes only", "flush raises", "none"])
+async def test_a_job_may_replace_its_standard_output(kind: str) -> None:
+    """By whatever has a write method, or by nothing; calls are answered all the same."""
+    async with AioPool(1) as pool:
+        assert await pool.apply(jobs.replace_stdout, (kind,)) == await pool.apply(jobs.pid_of)

@@ -11,6 +11,7 @@ import threading
 import weakref
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -51,6 +52,20 @@ async def test_an_initializer_that_leaves_raises_from_the_block(start_method: st
     assert isinstance(caught.value.__cause__, WorkerDied)
 
 
+async def test_an_initializer_that_is_killed_raises_from_the_block(start_method: str) -> None:
+    """By the kernel for its memory, say; the error names the signal."""
+    with pytest.raises(InitializerError, match="was killed by SIGKILL before it was ready") as caught:
+        await AioPool(1, jobs.kill_self, context=start_method).start()
+    assert isinstance(caught.value.__cause__, WorkerDied)
+
+
+async def test_a_start_that_fails_is_not_tried_again(tmp_path: Path) -> None:
+    """One process for each seat at most has run the initializer."""
+    with pytest.raises(InitializerError):
+        await AioPool(3, jobs.fail_to_initialize, (str(tmp_path / "pids"),)).start()
+    assert 1 <= len((tmp_path / "pids").read_text().splitlines()) <= 3
+
+
 async def test_an_initializer_that_raises_system_exit_raises_from_the_block() -> None:
     """It does not stop the loop: it is a cause, and nothing more."""
     with pytest.raises(InitializerError) as caught:
@@ -61,14 +76,14 @@ async def test_an_initializer_that_raises_system_exit_raises_from_the_block() ->
 async def test_an_initializer_that_cannot_be_pickled_raises_from_the_start() -> None:
     """What could not be pickled is named."""
     with pytest.raises(InitializerError, match="the initializer could not be pickled") as caught:
-        await AioPool(2, lambda: None).start()
+        await AioPool(2, lambda: None, context="forkserver").start()
     assert caught.value.__cause__ is not None
 
 
 async def test_an_initializer_that_does_not_unpickle_raises_from_the_start() -> None:
     """As one that fails, since the worker meets it only when it runs it."""
     with pytest.raises(InitializerError) as caught:
-        await AioPool(1, jobs.same, (jobs.UnpicklesNever("worker"),)).start()
+        await AioPool(1, jobs.same, (jobs.UnpicklesNever("worker"),), context="forkserver").start()
     assert isinstance(caught.value.__cause__, ArithmeticError)
 
 
@@ -223,10 +238,11 @@ async def test_a_coroutine_that_is_thrown_away_leaves_nothing(steps: int) -> Non
     """Wherever in start or exit it stood: without awaiting, its workers are ended."""
 
     async def block() -> None:
-        async with AioPool(1) as pool:
+        async with pool:
             pids.append(await pool.apply(jobs.pid_of))
 
     pids: list[int] = []
+    pool = AioPool(1)
     coroutine = block()
     for _ in range(steps):
         waited_for = coroutine.send(None)
@@ -237,6 +253,7 @@ async def test_a_coroutine_that_is_thrown_away_leaves_nothing(steps: int) -> Non
             break
     coroutine.close()
     assert all(is_gone(pid) for pid in pids)
+    assert "closed: 0 workers" in repr(pool)
 
 
 async def test_close_terminate_and_join_in_every_order() -> None:
@@ -273,7 +290,7 @@ async def test_a_pool_that_never_started_can_be_closed() -> None:
 
 async def test_a_worker_that_does_not_leave_is_killed_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     """A job's own thread cannot hold up the exit."""
-    monkeypatch.setattr("aiopool.dispatch.LEAVE_GRACE", 0.2)
+    monkeypatch.setattr("aiopool.decisions.LEAVE_GRACE", 0.2)
     async with AioPool(1) as pool:
         await pool.apply(jobs.start_thread_that_never_ends)
 
@@ -300,9 +317,9 @@ async def test_a_forgotten_pool_warns_once_and_its_workers_go(start_method: str,
         del pool
         gc.collect()
     assert len(warned) == 1
-    assert all(is_gone(pid) for pid in pids)
     with pytest.raises(PoolTerminated):
         await result
+    assert all(is_gone(pid) for pid in pids)
 
 
 async def test_a_pool_collected_in_another_thread_ends_in_its_loop() -> None:
@@ -334,6 +351,9 @@ async def test_a_pool_used_from_another_loop_or_thread_says_so() -> None:
             await asyncio.to_thread(pool.submit, jobs.square, 1)
         with pytest.raises(RuntimeError):
             await asyncio.to_thread(pool.imap, jobs.square, [1])
+        for verb in (pool.close, pool.terminate):
+            with pytest.raises(WrongLoop, match="another event loop"):
+                await asyncio.to_thread(verb)
         assert await pool.apply(jobs.square, (3,)) == 9
 
 
@@ -369,16 +389,19 @@ def test_a_pool_in_a_forked_child_says_that_it_is_not_there() -> None:
         async with AioPool(1) as pool:
             await pool.apply(jobs.square, (1,))
             read, write = os.pipe()
-            if os.fork() == 0:
+            child = os.fork()
+            if child == 0:
                 try:
-                    pool.submit(jobs.square, 1)
-                except WrongLoop as error:
-                    os.write(write, str(error).encode())
+                    for verb in (lambda: pool.submit(jobs.square, 1), pool.close, pool.terminate):
+                        try:
+                            verb()
+                        except WrongLoop as error:
+                            os.write(write, str(error).encode())
                 finally:
                     os._exit(0)
-            os.wait()
+            os.waitpid(child, 0)
             os.close(write)
-            assert b"forked from it" in os.read(read, 1000)
+            assert os.read(read, 2000).count(b"forked from it") == 3
             os.close(read)
             assert await pool.apply(jobs.square, (3,)) == 9
 
@@ -386,20 +409,39 @@ def test_a_pool_in_a_forked_child_says_that_it_is_not_there() -> None:
 
 
 async def test_processes_are_started_in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Entering a pool of eight does not stall the loop, save under fork, which must not meet threads."""
+    """The loop goes on meanwhile, save under fork, which must not meet threads."""
     start, starters = WorkerProcess._start, set()
 
-    def observed(process: WorkerProcess) -> InitializerError | None:
+    def observed(process: WorkerProcess, *args: Any) -> InitializerError | None:
         starters.add(threading.get_ident())
-        return start(process)
+        return start(process, *args)
 
     monkeypatch.setattr(WorkerProcess, "_start", observed)
-    async with AioPool(8):
+    async with AioPool(8, context="forkserver"):
         assert len(starters) > 1
         assert threading.get_ident() not in starters
     starters.clear()
     async with AioPool(2, context="fork"):
         assert starters == {threading.get_ident()}
+
+
+async def test_one_process_is_started_in_a_turn_of_the_loop(start_method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many are to start, everything else has its turn in between; a fork of a large program takes its time."""
+    launch, loop, turns, started = WorkerProcess.launch, asyncio.get_running_loop(), [0], []
+
+    def turn() -> None:
+        turns[0] += 1
+        if len(started) < 8:
+            loop.call_soon(turn)
+
+    def observed(process: WorkerProcess) -> None:
+        started.append(turns[0])
+        launch(process)
+
+    monkeypatch.setattr(WorkerProcess, "launch", observed)
+    turn()
+    async with AioPool(8, context=start_method):
+        assert len(set(started)) == 8
 
 
 def test_every_start_method_is_tried() -> None:

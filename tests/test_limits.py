@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 
 import jobs
-from aiopool import AioPool, CallTimeout, ResultTimeout, WorkerDied
+from aiopool import AioPool, CallTimeout, ResultTimeout, WorkerDied, wire
 from conftest import is_gone
 from latch import Latch
 
@@ -179,6 +181,21 @@ async def test_a_chunk_whose_worker_died_is_tried_again(tmp_path: Path) -> None:
         assert [value async for value in stream] == [2, 2]
 
 
+async def test_a_chunk_of_a_failed_map_is_not_tried_again(latch: Latch, gate: Latch, tmp_path: Path) -> None:
+    """It may go on, but if its worker dies that is the end: the map has failed already."""
+    with Latch(tmp_path / "failing") as failing:
+        async with AioPool(2) as pool:
+            items = [(latch.path, gate.path, 0), (latch.path, failing.path, 3)]
+            mapped = pool.starmap_async(jobs.tell_wait_and_fail_at, items, chunksize=1, retries=5)
+            pids = dict([(await latch.told()).split() for _ in items])
+            failing.let()
+            with pytest.raises(ValueError, match="3"):
+                await mapped
+            os.kill(int(pids["0"]), signal.SIGKILL)
+            gate.let(5)  # so that nothing would hang if it were tried again
+    assert latch.told_already() == []
+
+
 async def test_nothing_else_is_tried_again(tmp_path: Path, latch: Latch) -> None:
     """Not what raises, is cancelled, or is late."""
     async with AioPool(1, retries=5) as pool:
@@ -200,6 +217,9 @@ async def test_nothing_else_is_tried_again(tmp_path: Path, latch: Latch) -> None
     ("kwds", "error", "text"),
     [
         ({"timeout": 0}, ValueError, "timeout must be more than 0 seconds, not 0"),
+        ({"timeout": float("nan")}, ValueError, "timeout must be more than 0 seconds, not nan"),
+        ({"timeout": float("inf")}, ValueError, "timeout must be a number of seconds that is finite as a float"),
+        ({"timeout": 10**5000}, ValueError, "timeout must be a number of seconds that is finite as a float"),
         ({"timeout": "1"}, TypeError, "timeout must be a number of seconds, not '1'"),
         ({"retries": -1}, ValueError, "retries must be at least 0, not -1"),
         ({"retries": 1.5}, TypeError, "retries must be an int, not 1.5"),
@@ -224,6 +244,7 @@ async def test_bad_limits_are_refused(kwds: dict[str, float], error: type[Except
         ({"cancel_grace": None}, TypeError, "cancel_grace must be a number of seconds, not None"),
         ({"start_timeout": 0}, ValueError, "start_timeout must be more than 0 seconds, not 0"),
         ({"max_age": float("nan")}, ValueError, "max_age must be more than 0 seconds, not nan"),
+        ({"max_age": 10**400}, ValueError, "max_age must be a number of seconds that is finite as a float"),
         ({"max_memory_per_child": 0}, ValueError, "max_memory_per_child must be at least 1, not 0"),
         ({"max_pending": 0}, ValueError, "max_pending must be at least 1, not 0"),
         ({"recycle_jitter": 1.1}, ValueError, "recycle_jitter must be a number from 0 to 1, not 1.1"),
@@ -235,3 +256,68 @@ def test_bad_options_are_refused(kwds: dict[str, float], error: type[Exception],
     with pytest.raises(error) as caught:
         AioPool(**kwds)  # type: ignore[arg-type]
     assert str(caught.value) == text
+
+
+async def test_a_deadline_that_is_due_at_once_is_kept() -> None:
+    """However short the limit: what the loop calls soon, it need not call at a time. However long, too."""
+    troubles: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: troubles.append(context))
+    async with AioPool(2, max_pending=2) as pool:
+        for _ in range(30):
+            calls = [pool.apply(jobs.square, (3,), timeout=0.0004) for _ in range(5)]
+            outcomes = await asyncio.gather(*calls, return_exceptions=True)
+            assert {type(outcome) for outcome in outcomes} <= {int, CallTimeout}
+        assert await pool.apply(jobs.square, (3,), timeout=sys.float_info.max) == 9
+    assert troubles == []
+
+
+async def test_cancelling_a_call_whose_time_is_up_still_cancels(latch: Latch) -> None:
+    """It is in its grace and does not stop; a task that is cancelled meanwhile sees that, and no CallTimeout."""
+    async with AioPool(1, timeout=0.05, cancel_grace=1) as pool:
+        task = asyncio.create_task(pool.apply(jobs.tell_and_swallow_everything, (latch.path,)))
+        await latch.told()
+        while "'stopping'" not in repr(pool._backend._dispatcher.workers[1].calls[0].phase):  # type: ignore[attr-defined]
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+async def test_a_chunk_of_a_stream_is_interrupted_as_a_whole(latch: Latch) -> None:
+    """No other of its items begins when one was interrupted, and the worker stays."""
+    async with AioPool(1, cancel_grace=LONG) as pool:
+        await pool.apply(jobs.pid_of)  # which imports the jobs: they are to be interrupted, not their import
+        stream = pool.imap(jobs.tell_and_clean_up, [latch.path] * 3, chunksize=3, timeout=0.5)
+        with pytest.raises(CallTimeout):
+            await anext(stream)
+        pid = int(await latch.told())
+        assert await latch.told() == "cleaned up"
+        assert await pool.apply(jobs.pid_of) == pid
+        assert latch.told_already() == []
+
+
+async def test_a_time_limit_may_end_at_once(latch: Latch) -> None:
+    """Also where other things happen in that very moment, for which some loops have no timer but a mere handle."""
+    async with AioPool(2) as pool:
+        backend, others = pool._backend, []
+        received = backend.received  # type: ignore[attr-defined]
+
+        def and_submit(worker: int, frames: list[wire.Frame]) -> None:
+            received(worker, frames)
+            if frames[0].kind == wire.Kind.BEGUN:
+                others.append(pool.submit(jobs.square, 3))
+
+        backend.received = and_submit  # type: ignore[attr-defined]
+        with pytest.raises(CallTimeout):
+            await pool.apply(jobs.tell_and_spin, (latch.path,), timeout=1e-9)
+        assert await asyncio.gather(*others) == [9]
+
+
+async def test_a_worker_that_is_stopped_holds_up_no_call_with_a_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It never says that it begins the call; that is waited for, and not for ever."""
+    monkeypatch.setattr("aiopool.decisions.BEGIN_TIMEOUT", 0.05)
+    async with AioPool(1) as pool:
+        os.kill(await pool.apply(jobs.pid_of), signal.SIGSTOP)
+        with pytest.raises(CallTimeout):
+            await pool.apply(jobs.square, (2,), timeout=0.05)
+        assert await pool.apply(jobs.square, (3,)) == 9

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import pickle
 import threading
 import traceback
-from collections.abc import Callable
-from typing import Any
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
 
 import pytest
 
 import jobs
-from aiopool import AioPool, CallAborted, NotPicklable, RemoteTraceback
+from aiopool import AioPool, CallAborted, NotPicklable, RemoteTraceback, WorkerDied
 
 pytestmark = pytest.mark.both_loops
+
+T = TypeVar("T")
 
 
 @pytest.fixture
@@ -41,6 +45,16 @@ async def test_an_unpicklable_argument_raises_at_the_call(pool: AioPool) -> None
         await pool.apply(jobs.same, (threading.Lock(),))
     assert caught.value.what == "arguments"
     assert isinstance(caught.value.__cause__, TypeError)
+
+
+async def test_what_cannot_be_pickled_takes_no_worker(pool: AioPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is sent, and nobody is counted busy."""
+    with monkeypatch.context() as patched:
+        patched.setattr("aiopool.backends.channel.Channel.send", lambda *_: pytest.fail("something was sent"))
+        for verb in (pool.apply_async, pool.map_async, pool.submit):
+            with pytest.raises(NotPicklable):
+                verb(jobs.same, [threading.Lock()])
+        assert repr(pool) == "<AioPool running: 1 workers, 0 busy, 0 calls waiting>"
 
 
 async def test_an_unpicklable_result_is_a_clear_error(pool: AioPool) -> None:
@@ -97,6 +111,27 @@ async def test_an_exception_that_breaks_pickling_fails_one_call(
     with pytest.raises(NotPicklable) as caught:
         await pool.apply(job)
     assert (caught.value.original_type, caught.value.original_text) == (kind, text)
+
+
+async def test_an_exception_that_cannot_be_looked_at_fails_one_call(pool: AioPool) -> None:
+    """It tells at least its type and its text; in a stream, too."""
+    with pytest.raises(NotPicklable) as caught:
+        await pool.apply(raise_odd)
+    assert (caught.value.original_type, caught.value.original_text) == ("test_outcomes.OddException", "gone wrong")
+    with pytest.raises(NotPicklable):
+        [value async for value in pool.imap(raise_odd, [1])]
+
+
+class OddException(Exception):
+    """Raises whatever it is asked."""
+
+    def __getattribute__(self, name: str) -> object:
+        raise LookupError(name)
+
+
+def raise_odd(_item: object = None) -> None:
+    """Raise what cannot be looked at."""
+    raise OddException("gone wrong")
 
 
 async def test_a_result_that_does_not_unpickle_here_fails_its_call_only(pool: AioPool) -> None:
@@ -235,3 +270,64 @@ async def test_the_errors_can_be_pickled_themselves(pool: AioPool) -> None:
     copy: Any = await pool.apply(jobs.same, (error,))
     assert vars(copy) == vars(error)
     assert str(pickle.loads(pickle.dumps(RemoteTraceback("text")))) == '\n"""\ntext"""'
+
+
+class Argument:
+    """What a call may hold in memory."""
+
+
+def refuse(_item: object) -> None:
+    """Fail without keeping what was given."""
+    raise ValueError("refused")
+
+
+def die(_item: object) -> None:
+    """Take the worker along."""
+    jobs.kill_self()
+
+
+async def give_and_break(item: object) -> AsyncIterator[object]:
+    """Be an input that raises."""
+    yield item
+    raise ValueError("broke")
+
+
+FAILING: dict[str, Callable[[AioPool, Any], Awaitable[object]]] = {
+    "apply": lambda pool, item: pool.apply(refuse, (item,)),
+    "get": lambda pool, item: pool.submit(refuse, item).get(),
+    "map": lambda pool, item: pool.map(refuse, [item]),
+    "map of an input that breaks": lambda pool, item: pool.map(jobs.pid_of, give_and_break(item)),
+    "imap": lambda pool, item: anext(pool.imap(refuse, [item])),
+    "imap of an input that breaks": lambda pool, item: second(pool.imap(jobs.pid_of, give_and_break(item))),
+    "imap of an item that cannot be pickled": lambda pool, item: anext(pool.imap(refuse, [(item, lambda: 1)])),
+    "apply, and a worker that dies": lambda pool, item: pool.apply(die, (item,)),
+    "imap, and a worker that dies": lambda pool, item: anext(pool.imap(die, [item])),
+}
+
+
+async def second(stream: AsyncIterator[T]) -> T:
+    """Return the second value."""
+    await anext(stream)
+    return await anext(stream)
+
+
+@pytest.mark.parametrize("how", FAILING)
+async def test_a_failure_that_was_handled_keeps_nothing_alive(how: str) -> None:
+    """What the call was given goes when the exception does, and not only when the garbage is collected."""
+
+    async def fail(pool: AioPool) -> weakref.ref[Argument]:
+        item = Argument()
+        try:
+            await FAILING[how](pool, item)
+        except (ValueError, WorkerDied, NotPicklable):
+            return weakref.ref(item)
+        pytest.fail("it did not raise")
+
+    async with AioPool(1) as pool:
+        gc.disable()
+        try:
+            argument = await fail(pool)
+            await pool.apply(jobs.pid_of)
+            assert argument() is None
+        finally:
+            gc.enable()

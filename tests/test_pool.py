@@ -6,7 +6,7 @@ import asyncio
 import multiprocessing
 import os
 import traceback
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -180,6 +180,8 @@ async def test_a_failure_with_an_error_callback_counts_as_seen(pool: AioPool) ->
         ({"context": "thread"}, ValueError, "context must be one of fork, spawn, forkserver, not 'thread'"),
         ({"context": 3}, TypeError, "context must be a multiprocessing context or the name of a start method, not 3"),
         ({"preload": "json"}, TypeError, "preload must be a sequence of module names, not 'json'"),
+        ({"preload": 5}, TypeError, "preload must be a sequence of module names, not 5"),
+        ({"preload": [5]}, TypeError, "preload must be a sequence of module names, not [5]"),
     ],
 )
 async def test_bad_options_are_refused_before_anything_starts(kwds: dict[str, Any], error, text: str) -> None:
@@ -189,18 +191,46 @@ async def test_bad_options_are_refused_before_anything_starts(kwds: dict[str, An
     assert str(caught.value) == text
 
 
+class CountsItsUses:
+    """An iterable that may be able to give its items only once."""
+
+    def __init__(self) -> None:
+        self.uses = 0
+
+    def __iter__(self) -> Iterator[int]:
+        self.uses += 1
+        return iter([3])
+
+
+@pytest.mark.parametrize("max_pending", [None, 5])
+async def test_iterables_are_asked_once_for_their_items(max_pending: int | None) -> None:
+    """Not once more to see whether they have some."""
+    asked = [CountsItsUses() for _ in range(6)]
+    async with AioPool(1, jobs.remember, asked[0], max_pending=max_pending) as pool:
+        assert await pool.apply(jobs.square, asked[1]) == 9
+        assert await pool.map(jobs.square, asked[2]) == [9]
+        assert await pool.map_async(jobs.square, asked[3]) == [9]
+        assert [value async for value in pool.imap(jobs.square, asked[4])] == [9]
+        assert [value async for value in pool.imap_unordered(jobs.square, asked[5])] == [9]
+    assert [each.uses for each in asked] == [1] * 6
+
+
 async def test_bad_arguments_of_calls_are_refused_at_the_callers_line(pool: AioPool) -> None:
     """With the value; nothing is sent, and the frame that called is the first below the test's."""
     refused: list[tuple[Any, type[Exception], str]] = [
         (lambda: pool.apply_async(3), TypeError, "func must be callable, not 3"),  # type: ignore[arg-type]
         (lambda: pool.apply_async(jobs.square, 3), TypeError, "args must be iterable, not 3"),  # type: ignore[arg-type]
-        (lambda: pool.map_async(jobs.square, 3), TypeError, "iterable must be iterable, not 3"),  # type: ignore[arg-type]
+        (
+            lambda: pool.map_async(jobs.square, 3),
+            TypeError,
+            "the input must be an iterable or an async iterable, not 3",
+        ),  # type: ignore[arg-type]
         (lambda: pool.map_async(None, [3]), TypeError, "func must be callable, not None"),  # type: ignore[arg-type]
         (lambda: pool.map_async(jobs.square, [3], 0), ValueError, "chunksize must be at least 1, not 0"),
         (lambda: pool.starmap_async(jobs.add, [3], -1), ValueError, "chunksize must be at least 1, not -1"),  # type: ignore[list-item]
         (lambda: pool.imap(jobs.square, [3], 0), ValueError, "chunksize must be at least 1, not 0"),
         (lambda: pool.imap(jobs.square, [3], 1, 0), ValueError, "buffersize must be at least 1, not 0"),
-        (lambda: pool.imap(jobs.square, 3), TypeError, "iterable must be iterable, not 3"),  # type: ignore[arg-type]
+        (lambda: pool.imap(jobs.square, 3), TypeError, "the input must be an iterable or an async iterable, not 3"),  # type: ignore[arg-type]
         (lambda: pool.imap_unordered(3, [3]), TypeError, "func must be callable, not 3"),  # type: ignore[arg-type]
         (lambda: pool.apply_async(jobs.square, callback=3), TypeError, "callback must be callable, not 3"),  # type: ignore[arg-type]
     ]
@@ -210,7 +240,7 @@ async def test_bad_arguments_of_calls_are_refused_at_the_callers_line(pool: AioP
         assert str(caught.value) == text
         assert traceback.extract_tb(caught.value.__traceback__)[1].filename == __file__
     assert "0 calls waiting" in repr(pool)
-    with pytest.raises(TypeError, match="iterable must be iterable, not 3"):
+    with pytest.raises(TypeError, match="the input must be an iterable or an async iterable, not 3"):
         await pool.map(jobs.square, 3)  # type: ignore[arg-type]
 
 
@@ -279,6 +309,12 @@ async def test_preloaded_modules_are_there_before_the_first_call(start_method: s
     """By every start method; one that does not exist is an initializer's error."""
     async with AioPool(1, context=start_method, preload=["xml.dom.minidom"]) as pool:
         assert "xml.dom.minidom" in await pool.apply(jobs.modules)
+
+
+async def test_modules_to_preload_may_come_from_a_generator() -> None:
+    """It is gone through once only."""
+    async with AioPool(1, preload=(name for name in ["xml.sax.saxutils"])) as pool:  # type: ignore[arg-type]
+        assert "xml.sax.saxutils" in await pool.apply(jobs.modules)
 
 
 async def test_a_context_of_multiprocessing_is_taken_as_it_is() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
-import multiprocessing
+import multiprocessing.forkserver
 import os
+import resource
 import signal
 from collections.abc import Iterator
 
@@ -169,7 +171,7 @@ async def test_threads_that_run_out_are_an_error(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr("threading.Thread.start", refuse)
     with pytest.raises(InitializerError, match="can't start new thread"):
-        await AioPool(2).start()
+        await AioPool(2, context="forkserver").start()
 
 
 async def test_a_false_report_of_a_failed_initializer_ends_nothing() -> None:
@@ -178,3 +180,51 @@ async def test_a_false_report_of_a_failed_initializer_ends_nothing() -> None:
         result = pool.submit(jobs.report_unfit)
         assert await result == "reported"
         assert await pool.apply(jobs.square, (3,)) == 9
+
+
+async def test_a_job_that_shuts_its_channel_down_ends_its_worker_only() -> None:
+    """The end of the stream is for ever readable; the loop is not kept busy with it."""
+    async with AioPool(1) as pool:
+        with pytest.raises(WorkerDied):
+            await pool.apply(jobs.shut_down_sockets_and_spin)
+        assert await pool.apply(jobs.square, (3,)) == 9
+
+
+async def test_a_program_with_more_than_1024_descriptors_gets_workers(start_method: str) -> None:
+    """Theirs have higher numbers then than select() takes."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, before[1]), before[1]))
+    try:
+        with contextlib.ExitStack() as opened:
+            for _ in range(1100):
+                opened.callback(os.close, os.open(os.devnull, os.O_RDONLY))
+            async with AioPool(1, context=start_method) as pool:
+                assert await pool.apply(jobs.square, (3,)) == 9
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+async def test_a_resource_tracker_that_cannot_be_started_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """multiprocessing wants one before it starts a process, and it takes descriptors."""
+
+    def refuse() -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("aiopool.backends.process.resource_tracker.ensure_running", refuse)
+    with pytest.raises(InitializerError, match="Too many open files"):
+        await AioPool(2).start()
+
+
+async def test_a_fork_server_that_is_stuck_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It alone knows the exit codes of workers; that they are dead is known without it."""
+    monkeypatch.setattr("aiopool.backends.process.REAP_GRACE", 0.01)
+    async with AioPool(1) as pool:
+        server = multiprocessing.forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+        os.kill(server, signal.SIGSTOP)
+        try:
+            with pytest.raises(WorkerDied, match="went away, exit code unknown"):
+                await pool.apply(jobs.kill_self)
+            pool.terminate()
+            await pool.join()
+        finally:
+            os.kill(server, signal.SIGCONT)

@@ -5,12 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any, NoReturn
 
 import pytest
+import uvloop
 
 import jobs
-from aiopool import AioPool, NotPicklable, PoolNotRunning, ResultTimeout, WorkerDied
+from aiopool import (
+    AioPool,
+    AioPoolError,
+    BrokenPool,
+    CallAborted,
+    NotPicklable,
+    PoolNotRunning,
+    PoolTerminated,
+    ResultTimeout,
+    WorkerDied,
+)
 from conftest import is_gone
 from latch import Latch
 from test_crash import gone
@@ -191,6 +203,233 @@ async def test_a_map_over_an_input_that_raises_raises_the_same(source) -> None:
             await pool.map(jobs.square, source())
 
 
+class OwnBaseException(BaseException):
+    """Neither an Exception nor one that means something to asyncio."""
+
+
+async def one_and_then_fail(error: BaseException) -> AsyncIterator[int]:
+    """Break after an item with an exception that a task takes no notice of, or takes for something else."""
+    yield 1
+    raise error
+
+
+async def one_that_fails(error: BaseException) -> AsyncIterator[FailsToPickle]:
+    """Give an item that breaks when it is pickled."""
+    yield FailsToPickle(error)
+
+
+class FailsToPickle:
+    """An item that must not travel."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __reduce__(self) -> NoReturn:
+        raise self.error
+
+
+UNUSUAL = [
+    (asyncio.CancelledError(), asyncio.CancelledError, ""),
+    (GeneratorExit("x"), CallAborted, "the input of square raised GeneratorExit: x"),
+    (OwnBaseException("x"), OwnBaseException, "x"),
+]
+
+
+@pytest.mark.parametrize(("error", "kind", "text"), UNUSUAL, ids=repr)
+@pytest.mark.parametrize("verb", ["imap", "imap_unordered"])
+async def test_an_async_input_that_ends_with_no_exception_proper_ends_the_stream(
+    verb: str, error: BaseException, kind: type[BaseException], text: str
+) -> None:
+    """Nobody waits for more: what was taken before it comes first, then what has ended it."""
+    async with AioPool(1) as pool:
+        stream = getattr(pool, verb)(jobs.square, one_and_then_fail(error))
+        assert await anext(stream) == 1
+        with pytest.raises(kind) as caught:
+            await anext(stream)
+        assert str(caught.value) == text
+        with pytest.raises(StopAsyncIteration):
+            await anext(stream)
+
+
+@pytest.mark.parametrize(("error", "kind", "text"), UNUSUAL, ids=repr)
+@pytest.mark.parametrize("verb", ["map", "map_async"])
+async def test_an_async_input_that_ends_with_no_exception_proper_ends_the_map(
+    verb: str, error: BaseException, kind: type[BaseException], text: str
+) -> None:
+    """As one that ends with any other."""
+    async with AioPool(1) as pool:
+        with pytest.raises(kind) as caught:
+            await getattr(pool, verb)(jobs.square, one_and_then_fail(error))
+        assert str(caught.value) == text
+
+
+@pytest.mark.parametrize("make_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+@pytest.mark.parametrize("where", ["raised", "pickled"])
+@pytest.mark.parametrize("error", [SystemExit("x"), KeyboardInterrupt("x")], ids=repr)
+@pytest.mark.parametrize("verb", ["map", "imap"])
+def test_an_async_input_that_stops_the_loop_leaves_nobody_waiting(
+    verb: str, error: BaseException, where: str, make_loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    """What is to end the program passes through the loop at once. If that runs again, whoever waited is told."""
+
+    async def use(pool: AioPool) -> None:
+        source: AsyncIterator[Any] = one_and_then_fail(error) if where == "raised" else one_that_fails(error)
+        if verb == "map":
+            await pool.map(jobs.square, source)
+        else:
+            [value async for value in pool.imap(jobs.square, source)]
+
+    pool = AioPool(1)
+    with contextlib.closing(make_loop()) as loop:
+        loop.run_until_complete(pool.start())
+        task = loop.create_task(use(pool))
+        with pytest.raises(type(error)):
+            loop.run_until_complete(task)
+        with pytest.raises(CallAborted, match=f"the input of square raised {type(error).__name__}: x"):
+            loop.run_until_complete(task)
+        pool.close()
+        loop.run_until_complete(pool.join())
+
+
+class GivesOneAndWaits:
+    """An async input that does not go on."""
+
+    def __init__(self) -> None:
+        self.waits = asyncio.Event()
+        self.left = asyncio.Event()
+
+    async def __aiter__(self) -> AsyncIterator[int]:
+        try:
+            yield 3
+            self.waits.set()
+            await asyncio.Event().wait()
+        finally:
+            self.left.set()
+
+
+def give_up(pool: AioPool) -> None:
+    """Break the pool, as if workers had kept dying."""
+    backend: Any = pool._backend
+    backend._dispatcher._give_up(WorkerDied(1, 1))
+    backend._perform([])
+
+
+ENDS = [
+    (AioPool.close, PoolNotRunning, "the pool is closing: it takes no more calls"),
+    (AioPool.terminate, PoolTerminated, "the pool was terminated while the input was read"),
+    (give_up, BrokenPool, "6 workers in a row were lost before they served a call"),
+]
+
+
+@pytest.mark.parametrize("max_pending", [None, 1])
+@pytest.mark.parametrize(("end", "error", "text"), ENDS)
+async def test_the_end_of_a_pool_is_told_to_whoever_waits_for_an_async_input(
+    end: Callable[[AioPool], None], error: type[Exception], text: str, max_pending: int | None
+) -> None:
+    """At once, however long the input would take, and that is read no more. Accepted calls of a stream finish."""
+    pool = AioPool(1, max_pending=max_pending)
+    await pool.start()
+    sources = [GivesOneAndWaits() for _ in range(3)]
+    stream = pool.imap(jobs.square, sources[0])
+    assert await anext(stream) == 9
+    results = [pool.map_async(jobs.square, sources[1]), asyncio.create_task(pool.map(jobs.square, sources[2]))]
+    waiting = asyncio.create_task(anext(stream))
+    for source in sources:
+        await source.waits.wait()
+    end(pool)
+    for ended in (waiting, *results):
+        with pytest.raises(error) as caught:
+            await ended
+        assert str(caught.value) == text
+    for source in sources:
+        await source.left.wait()
+    pool.terminate()
+    await pool.join()
+
+
+class EndsWhenCancelled:
+    """An async input that takes its cancellation for its end, as the reader of a queue might."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.waits = asyncio.Event()
+        self.ended = asyncio.Event()
+
+    async def __aiter__(self) -> AsyncIterator[tuple[str, int]]:
+        with contextlib.suppress(asyncio.CancelledError):
+            self.waits.set()
+            await asyncio.Event().wait()
+        yield self.path, 1
+        yield self.path, 2
+        self.ended.set()
+
+
+@pytest.mark.parametrize("verb", ["map_async", "imap"])
+async def test_nothing_is_run_when_a_cancelled_input_goes_on(verb: str, latch: Latch) -> None:
+    """Whoever wanted it has gone."""
+    async with AioPool(1) as pool:
+        source = EndsWhenCancelled(latch.path)
+        if verb == "imap":
+            stream = pool.imap(tell_pair, source)
+            await source.waits.wait()
+            await stream.aclose()
+        else:
+            result = pool.map_async(tell_pair, source)
+            await source.waits.wait()
+            assert result.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await result
+            await source.ended.wait()
+        await pool.apply(jobs.square, (1,))
+        assert latch.told_already() == []
+
+
+def tell_pair(pair: tuple[str, int]) -> None:
+    """Tell that this has run."""
+    jobs.tell(*pair)
+
+
+async def test_a_cancelled_map_whose_input_goes_on_is_cancelled_when_the_pool_ends() -> None:
+    """The input may take as long as it likes to end."""
+    clean_up = asyncio.Event()
+
+    async def source() -> AsyncIterator[int]:
+        try:
+            waits.set()
+            await asyncio.Event().wait()
+        finally:
+            await clean_up.wait()
+        yield 1
+
+    waits = asyncio.Event()
+    pool = AioPool(1)
+    await pool.start()
+    result = pool.map_async(jobs.square, source())
+    await waits.wait()
+    result.cancel()
+    await asyncio.sleep(0)
+    assert not result.done()
+    pool.terminate()
+    with pytest.raises(asyncio.CancelledError):
+        await result
+    await pool.join()
+
+
+async def test_an_input_is_refused_that_ends_the_pool_as_it_is_opened() -> None:
+    """There is nobody left to tell of it later."""
+
+    class EndsPool:
+        def __aiter__(self) -> AsyncIterator[int]:
+            pool.terminate()
+            return GivesOneAndWaits().__aiter__()
+
+    pool = AioPool(1)
+    await pool.start()
+    with pytest.raises(PoolTerminated):
+        await anext(pool.imap(jobs.square, EndsPool()))
+    await pool.join()
+
+
 async def test_unordered_yields_a_fast_call_before_a_slow_earlier_one(latch: Latch, gate: Latch) -> None:
     """In the order in which they end."""
     async with AioPool(2) as pool:
@@ -251,6 +490,34 @@ async def test_next_with_a_time_limit_loses_nothing(gate: Latch) -> None:
         assert [await stream.next(timeout=30), await stream.next()] == [0, 1]
         with pytest.raises(StopAsyncIteration):
             await stream.next(timeout=30)
+
+
+@pytest.mark.parametrize("verb", ["imap", "imap_unordered"])
+async def test_cancelling_one_of_several_that_share_an_iterator_is_told_to_the_others(verb: str, gate: Latch) -> None:
+    """It ends the iteration, and what they have had by then is not to pass for all there was."""
+    async with AioPool(2) as pool:
+        stream = getattr(pool, verb)(jobs.wait_at, [gate.path] * 9)
+        tasks = [asyncio.create_task(step) for step in (anext(stream), anext(stream), stream.next(timeout=30))]
+        for _ in range(5):
+            await asyncio.sleep(0)
+        tasks[0].cancel()
+        for task in tasks[1:]:
+            with pytest.raises(AioPoolError, match="the iterator over wait_at was closed as a task was cancelled"):
+                await task
+        with pytest.raises(asyncio.CancelledError):
+            await tasks[0]
+        with pytest.raises(AioPoolError, match="was closed"):
+            await anext(stream)
+
+
+async def test_who_gives_up_waiting_by_cancellation_does_not_take_that_for_the_end(gate: Latch) -> None:
+    """As with `asyncio.wait_for`, which cancels what it has waited for."""
+    async with AioPool(1) as pool:
+        stream = pool.imap(jobs.wait_at, [gate.path] * 9)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(stream), 0.01)
+        with pytest.raises(AioPoolError, match="was closed"):
+            await anext(stream)
 
 
 async def test_after_close_what_was_taken_is_finished_and_the_rest_is_refused() -> None:

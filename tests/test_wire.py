@@ -1,80 +1,205 @@
-"""Frames, however the bytes are cut."""
+"""Messages, whatever their size."""
 
 from __future__ import annotations
 
-import itertools
+import errno
+import os
+import pickle
+import resource
+import socket
+from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiopool import wire
+from aiopool import parcels, wire
+from aiopool.parcels import Parcel, Payload
 from aiopool.wire import Decoder, Frame, Kind, WireError
 
+HEADER = wire.HEADER.pack
 
-def feed(decoder: Decoder, data: bytes) -> list[Frame]:
-    """Receive these bytes as a reader does."""
+
+@pytest.fixture
+def no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system that has no anonymous memory with descriptors, or no descriptor left."""
+
+    def refuse(_name: str) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "memfd_create", refuse)
+
+
+@pytest.fixture(scope="module")
+def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A channel's two ends."""
+    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with one, other:
+        yield one, other
+
+
+def passed(ends: tuple[socket.socket, socket.socket], decoder: Decoder, packets: list[wire.Packet]) -> list[Frame]:
+    """Send packets and receive them, one after the other; return the messages that they make up."""
     frames = []
-    while data:
-        space = decoder.space()
-        count = min(len(space), len(data))
-        space[:count] = data[:count]
-        data = data[count:]
-        frames += decoder.filled(count)
+    for packet in packets:
+        wire.send(ends[0], packet)
+        frame = wire.receive(ends[1], decoder)
+        if frame is not None:
+            frames.append(frame)
     return frames
 
 
-payloads = st.one_of(
-    st.binary(max_size=50),
-    st.integers(wire.SCRATCH - 40, wire.SCRATCH + 40).map(bytes),
-    st.integers(0, 3 * wire.SCRATCH).map(lambda size: b"." * size),
+numbers = st.integers(0, 2**64 - 1)
+sizes = st.one_of(
+    st.integers(0, 50), st.integers(wire.LARGEST - 40, wire.LARGEST + 40), st.integers(0, 3 * wire.PACKET)
 )
-messages = st.lists(st.tuples(st.sampled_from(Kind), st.integers(0, 2**64 - 1), payloads), max_size=8)
+contents = sizes.map(lambda size: os.urandom(size % 97) * (size // 97 + 1)).map(lambda data: data[: len(data) - 1])
+messages = st.tuples(st.sampled_from(Kind), numbers, numbers, contents, st.lists(contents, max_size=3))
 
 
-@given(messages, st.data())
-def test_frames_come_out_as_they_went_in(messages: list[tuple[Kind, int, bytes]], data: st.DataObject) -> None:
-    """Wherever the stream is cut, and whatever the sizes."""
-    stream = b"".join(b"".join(wire.encode(kind, call, payload)) for kind, call, payload in messages)
-    cuts = sorted(data.draw(st.sets(st.integers(0, len(stream)), max_size=30)))
-    decoder, frames = Decoder(), []
-    for begin, end in itertools.pairwise([0, *cuts, len(stream)]):
-        frames += feed(decoder, stream[begin:end])
-    assert frames == messages
-
-
-def test_a_frame_says_whose_it_is_outside_the_payload() -> None:
-    """So the payload need not be understood for that."""
-    (frame,) = feed(Decoder(), b"".join(wire.encode(Kind.RESULT, 7, b"not a pickle")))
-    assert (frame.kind, frame.call, bytes(frame.payload)) == (Kind.RESULT, 7, b"not a pickle")
-
-
-def test_a_large_payload_is_not_copied() -> None:
-    """Its rest is received straight into its own buffer."""
+def check_that_they_come_out(
+    ends: tuple[socket.socket, socket.socket], drawn: list[tuple[Kind, int, int, bytes, list[bytes]]]
+) -> None:
+    """Send messages; compare what arrives."""
     decoder = Decoder()
-    header, payload = wire.encode(Kind.RESULT, 1, bytes(10 * wire.SCRATCH))
-    feed(decoder, header + payload[:100])
-    assert len(decoder.space()) == 10 * wire.SCRATCH - 100
-    (frame,) = feed(decoder, payload[100:])
-    assert isinstance(frame.payload, bytearray)
+    for kind, nanoseconds, call, pickled, buffers in drawn:
+        payload = parcels.wrap(pickled, list(map(memoryview, buffers)), wire.LARGEST)
+        packets = wire.encode(kind, call, payload, nanoseconds)
+        assert len(packets) == wire.packets(payload)
+        assert wire.call_of(packets[0]) == call
+        (frame,) = passed(ends, decoder, packets)
+        assert (*frame[:4], list(frame.buffers)) == (kind, nanoseconds, call, pickled, buffers)
 
 
-@pytest.mark.parametrize("kind", [0, 10, 255])
-def test_what_is_no_frame_is_an_error(kind: int) -> None:
+@settings(deadline=None)
+@given(drawn=st.lists(messages, max_size=5))
+def test_messages_come_out_as_they_went_in(
+    ends: tuple[socket.socket, socket.socket], drawn: list[tuple[Kind, int, int, bytes, list[bytes]]]
+) -> None:
+    """Small ones in one packet, large ones in memory that is passed on."""
+    check_that_they_come_out(ends, drawn)
+
+
+@pytest.mark.usefixtures("no_memory")
+def test_large_messages_come_in_pieces_where_there_is_no_memory_to_pass(
+    ends: tuple[socket.socket, socket.socket],
+) -> None:
+    """Slower, and all the same otherwise."""
+    large = bytes(range(256)) * 1000
+    for buffers in ([], [large], [large, b"", b"x"]):
+        check_that_they_come_out(ends, [(Kind.RESULT, 1, 2, large, buffers)])
+
+
+def test_a_message_says_whose_it_is_outside_the_payload(ends: tuple[socket.socket, socket.socket]) -> None:
+    """So the payload need not be understood for that."""
+    (frame,) = passed(ends, Decoder(), wire.encode(Kind.RESULT, 7, b"not a pickle"))
+    assert (frame.kind, frame.call, frame.payload) == (Kind.RESULT, 7, b"not a pickle")
+
+
+@pytest.mark.usefixtures("no_memory")
+def test_pieces_are_received_straight_into_their_buffer() -> None:
+    """Without another copy."""
+    payload = parcels.wrap(bytes(10 * wire.PACKET), (), wire.LARGEST)
+    header, *pieces = wire.encode(Kind.RESULT, 1, payload)
+    assert isinstance(header, bytes)
+    decoder = Decoder()
+    decoder.space()[: len(header)] = header
+    decoder.filled(len(header))
+    assert len(decoder.space()) == 10 * wire.PACKET
+    decoder.filled(wire.PACKET)
+    assert len(decoder.space()) == 9 * wire.PACKET
+    assert len(pieces) == 10
+
+
+@pytest.mark.parametrize(
+    ("packet", "message"),
+    [
+        (b"x", "no message has 1 bytes"),
+        (bytes(100), "no message begins with byte 0"),
+        (b"\x0a" + bytes(100), "no message begins with byte 10"),
+        (HEADER(Kind.RESULT, 0, 0, 1, 5) + b"1234", "30 bytes says that it has 31"),
+        (HEADER(Kind.RESULT, 0, 0, 1, 5) + b"123456", "32 bytes says that it has 31"),
+        (HEADER(Kind.RESULT, 3, 0, 1, 5) + bytes(8), "no message of 34 bytes has the form 3"),
+        (HEADER(Kind.RESULT, 1, 0, 1, 5), "no message of 26 bytes has the form 1"),
+        (HEADER(Kind.RESULT, 2, 0, 1, 5) + bytes(9), "no message of 35 bytes has the form 2"),
+        (HEADER(Kind.RESULT, 1, 0, 1, 2**63) + bytes(8), "no memory for a message"),
+    ],
+)
+def test_what_is_no_message_is_an_error(packet: bytes, message: str, ends: tuple[socket.socket, socket.socket]) -> None:
     """Somebody else has written on the channel."""
-    with pytest.raises(WireError, match=f"no frame begins with byte {kind}"):
-        feed(Decoder(), bytes([kind]) + bytes(100))
+    with pytest.raises(WireError, match=message):
+        passed(ends, Decoder(), [packet])
 
 
-def test_a_length_beyond_all_memory_is_an_error() -> None:
-    """Not a crash of whoever reads it."""
-    with pytest.raises(WireError, match="no memory"):
-        feed(Decoder(), wire.HEADER.pack(Kind.RESULT, 1, 2**63))
+def test_a_parcel_that_is_not_what_it_says_is_an_error(ends: tuple[socket.socket, socket.socket]) -> None:
+    """Its parts must make it up."""
+    parcel = Parcel([[bytes(100_000)]])
+    parcel.lengths = [1]
+    with pytest.raises(WireError, match=r"a parcel of \d+ bytes has no parts of \[1\] bytes"):
+        passed(ends, Decoder(), wire.encode(Kind.RESULT, 1, parcel))
+
+
+def test_the_end_of_a_channel_is_an_error_of_its_own() -> None:
+    """It is no news of what was sent."""
+    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    one.close()
+    with other, pytest.raises(ConnectionResetError):
+        wire.receive(other, Decoder())
+
+
+def test_a_descriptor_that_cannot_be_taken_loses_its_payload_only(ends: tuple[socket.socket, socket.socket]) -> None:
+    """Whose it was is known, and the next message is whole."""
+    decoder, lost = Decoder(), wire.encode(Kind.RESULT, 7, Parcel([[bytes(100_000)]]))
+    for packet in lost:
+        wire.send(ends[0], packet)
+    assert wire.receive(ends[1], decoder) is None
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        frame = wire.receive(ends[1], decoder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert frame == (Kind.RESULT, 0, 7, None, ())
+    (following,) = passed(ends, decoder, wire.encode(Kind.RESULT, 8, b"whole"))
+    assert (following.call, following.payload) == (8, b"whole")
 
 
 @given(st.binary(max_size=100), st.binary(max_size=100))
 def test_a_call_carries_two_pickles(function: bytes, arguments: bytes) -> None:
     """They are told apart without being read."""
-    parts = wire.pack_call(function, arguments)
-    assert tuple(map(bytes, wire.unpack_call(b"".join(parts)))) == (function, arguments)
-    assert wire.length(parts) == len(b"".join(wire.encode(Kind.CALL, 1, *parts)))
+    payload = wire.function_part(function) + arguments
+    assert tuple(map(bytes, wire.unpack_call(payload))) == (function, arguments)
+
+
+class Buffer:
+    """Pickles as a buffer of its own."""
+
+    def __init__(self, size: int) -> None:
+        self.data = bytearray(size)
+
+    def __reduce_ex__(self, protocol: int) -> tuple[type[bytearray], tuple[pickle.PickleBuffer]]:
+        return bytearray, (pickle.PickleBuffer(self.data),)
+
+
+def test_large_buffers_stay_outside_of_the_pickle() -> None:
+    """Small ones are copied more quickly than they are kept apart; of very many, the rest is inside."""
+    small, large = Buffer(parcels.LARGE - 1), Buffer(parcels.LARGE)
+    pickled, buffers = parcels.dumps([small, large])
+    assert [len(buffer) for buffer in buffers] == [parcels.LARGE]
+    assert parcels.LARGE <= len(pickled) < parcels.LARGE + 200
+    assert len(parcels.dumps([large] * (parcels.MOST_PARTS + 1))[1]) == 1  # the same object again is no other buffer
+    assert len(parcels.dumps([Buffer(parcels.LARGE) for _ in range(1001)])[1]) == parcels.MOST_PARTS
+
+
+def test_a_parcel_is_a_copy_and_lets_go_of_its_memory() -> None:
+    """What happens to the buffer later does not travel."""
+    data = bytearray(100_000)
+    parcel: Payload = parcels.wrap(b"", [memoryview(data)], wire.LARGEST)
+    data[0] = 1
+    assert isinstance(parcel, Parcel)
+    descriptor = parcel.descriptor
+    assert descriptor is not None
+    assert os.pread(descriptor, 1, 0) == b"\0"
+    del parcel
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import enum
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from multiprocessing.context import BaseContext
 from typing import TypeVar
@@ -15,9 +16,11 @@ __all__ = [
     "at_least",
     "at_least_one",
     "check_callable",
-    "check_iterable",
     "find_context",
     "fraction",
+    "iterate",
+    "iterate_input",
+    "module_names",
     "name_of",
     "optional",
     "seconds",
@@ -61,7 +64,20 @@ def seconds(name: str, value: float, *, zero: bool = False) -> float:
         raise TypeError(f"{name} must be a number of seconds, not {value!r}")
     if not (value > 0 or (zero and value == 0)):
         raise ValueError(f"{name} must be {'at least' if zero else 'more than'} 0 seconds, not {value}")
+    if value > sys.float_info.max:  # what no clock can be asked for: infinity, and an int of more than 308 digits
+        raise ValueError(f"{name} must be a number of seconds that is finite as a float")
     return value
+
+
+def module_names(name: str, value: Iterable[str]) -> tuple[str, ...]:
+    """Return names of modules, or raise TypeError."""
+    try:
+        names = None if isinstance(value, str) else tuple(value)
+    except TypeError:
+        names = None
+    if names is None or not all(isinstance(each, str) for each in names):
+        raise TypeError(f"{name} must be a sequence of module names, not {value!r}")
+    return names
 
 
 def fraction(name: str, value: float) -> float:
@@ -73,13 +89,17 @@ def fraction(name: str, value: float) -> float:
     return value
 
 
-def check_iterable(name: str, value: Iterable[T]) -> Iterable[T]:
-    """Return what can be iterated over, or raise TypeError."""
+def iterate(name: str, value: Iterable[T], kind: str = "iterable") -> Iterator[T]:
+    """Return an iterator over the items, or raise TypeError. It is asked for once: some give their items only once."""
     try:
-        iter(value)
+        return iter(value)
     except TypeError:
-        raise TypeError(f"{name} must be iterable, not {value!r}") from None
-    return value
+        raise TypeError(f"{name} must be {kind}, not {value!r}") from None
+
+
+def iterate_input(value: Iterable[T]) -> Iterator[T]:
+    """Return an iterator over what is to be mapped, or raise TypeError."""
+    return iterate("the input", value, "an iterable or an async iterable")
 
 
 def check_callable(name: str, value: object) -> None:

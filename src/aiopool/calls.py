@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import itertools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from .exceptions import AioPoolError
+from .parcels import Payload
 
-__all__ = ["CANCELLED", "Call", "CallPhase", "Cancelled", "Limits", "Outcome", "Reply"]
+__all__ = ["CANCELLED", "Call", "CallPhase", "Cancelled", "Limits", "Outcome", "Pace", "Reply"]
 
 _ids = itertools.count(1)
 
@@ -28,12 +29,44 @@ class CallPhase(enum.Enum):
     ENDED = "ended"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Reply:
-    """What a worker answered; the payload is still pickled."""
+class Reply(NamedTuple):
+    """What a worker answered.
+
+    Attributes:
+        failed: whether the payload is a failure.
+        payload: the value or the failure, still pickled.
+        buffers: what the pickle left outside.
+        seconds: how long the worker was busy with the call.
+    """
 
     failed: bool
-    payload: bytes | bytearray
+    payload: bytes | memoryview
+    buffers: Sequence[memoryview] = ()
+    seconds: float = 0.0
+
+
+class Pace:
+    """How long calls of one function take, as far as has been seen.
+
+    Attributes:
+        seconds: for one call of the function; infinite before the first has ended.
+    """
+
+    __slots__ = ("seconds",)
+
+    def __init__(self) -> None:
+        self.seconds = math.inf
+
+    def learn(self, seconds: float) -> None:
+        """Take a call into account: the latest ones count most."""
+        if self.seconds == math.inf:
+            self.seconds = seconds
+        else:
+            self.seconds += (seconds - self.seconds) / LATEST
+
+
+LATEST = 4
+"""The last so many calls of a function make up most of its pace."""
 
 
 class Cancelled(enum.Enum):
@@ -65,22 +98,26 @@ class Call:
     Attributes:
         id: names it on the wire; unique in this process.
         name: the user's function's name, for errors.
-        payload: the pickled function and arguments, in buffers; emptied when the call ends.
+        payload: the pickled function and arguments; emptied when the call ends.
         weight: how many calls of the user's function it holds.
         limits: how long it may run, and how often it is tried again.
+        pace: how long the function has taken so far.
         automatic: whether its chunk size was our choice, so that it must not exceed what a worker has left.
         finish: called once, with the outcome, from the event loop.
         phase: kept by the dispatcher.
+        cost: how many seconds it was expected to take when it was sent; kept by the dispatcher.
         tries: how many workers have died under it; kept by the dispatcher.
         verdict: the outcome that was decided while it ran; kept by the dispatcher.
     """
 
     __slots__ = (
         "automatic",
+        "cost",
         "finish",
         "id",
         "limits",
         "name",
+        "pace",
         "payload",
         "phase",
         "tries",
@@ -91,9 +128,10 @@ class Call:
     def __init__(
         self,
         name: str,
-        payload: list[bytes],
+        payload: Payload,
         finish: Callable[[Outcome], None],
         limits: Limits = Limits(),  # noqa: B008 - immutable
+        pace: Pace | None = None,
         *,
         weight: int = 1,
         automatic: bool = False,
@@ -105,6 +143,8 @@ class Call:
         self.weight = weight
         self.automatic = automatic
         self.limits = limits
+        self.pace = pace if pace is not None and isinstance(payload, bytes) else Pace()  # what is large is never quick
+        self.cost = 0.0
         self.phase = CallPhase.NEW
         self.tries = 0
         self.verdict: Outcome | None = None

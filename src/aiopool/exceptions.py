@@ -25,6 +25,7 @@ An ordinary exception of the user's function is none of these: it arrives as its
 from __future__ import annotations
 
 import multiprocessing
+import re
 import signal as signals
 
 __all__ = [
@@ -42,7 +43,20 @@ __all__ = [
     "ResultTimeout",
     "WorkerDied",
     "WrongLoop",
+    "what_to_do",
 ]
+
+MISSED_IN_MAIN = re.compile(
+    r"Can't get attribute .* on <module '__(mp_)?main__'"
+    r"|(attribute lookup \w+ on __main__ failed|not found as __main__\.\w+)$"
+)
+"""What pickle says, in the versions of Python, of a name that the main module does not have. (A lambda has no name.)"""
+
+PUT_INTO_A_MODULE = """\
+the main module does not have it there. Put it into a module of its own, and import it. (With forkserver and spawn, \
+workers get of the main module what a script defines outside of `if __name__ == "__main__":`. They get nothing that \
+was typed into an interpreter or a notebook, or stands in `python -c` or in the __main__.py of a package or zip \
+application. With fork, they get what was defined before they were started.)"""
 
 
 class AioPoolError(Exception):
@@ -184,4 +198,11 @@ class NotPicklable(AioPoolError):  # noqa: N818 - the contract's name
 
     def __str__(self) -> str:
         of = f" of {self.call}" if self.call else ""
-        return f"the {self.what}{of} could not be pickled or unpickled: {self.original_type}: {self.original_text}"
+        text = f"the {self.what}{of} could not be pickled or unpickled: {self.original_type}: {self.original_text}"
+        hint = "" if self.what == "exception" else what_to_do(self.original_text)
+        return f"{text}: {hint}" if hint else text
+
+
+def what_to_do(text: str) -> str:
+    """Return what to do about an error of pickle's with this text, or an empty string where that is not known."""
+    return PUT_INTO_A_MODULE if MISSED_IN_MAIN.search(text) else ""

@@ -3,16 +3,18 @@
 Pickle alone drops an exception's cause, context and traceback, and fails altogether for many classes. So an
 exception travels as a list of nodes, one for each exception that can be reached from it, each pickled apart from
 the others. A node that cannot be pickled, or not unpickled here, arrives as `NotPicklable` with the original's
-type, text and traceback; the others are not harmed by it. Only the standard library is imported.
+type, text and traceback; the others are not harmed by it. An exception may be so odd that looking at it raises;
+then that is all that travels of it. Only the standard library is imported.
 """
 
 from __future__ import annotations
 
 import pickle
+import types
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from .exceptions import NotPicklable, RemoteTraceback
+from .exceptions import CallInterrupted, NotPicklable, RemoteTraceback
 
 __all__ = ["ItemFailure", "decode", "encode", "type_name"]
 
@@ -42,32 +44,48 @@ class ItemFailure(NamedTuple):
 def type_name(error: BaseException) -> str:
     """Return the qualified name of an exception's class, as tracebacks print it."""
     kind = type(error)
-    return (
-        kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__qualname__}"
-    )
+    try:
+        module, name = f"{kind.__module__}", _plain(kind.__qualname__)
+    except BaseException:  # noqa: BLE001 - a metaclass is the user's code
+        return "<type not available>"
+    return name if module in ("builtins", "__main__") else f"{module}.{name}"
 
 
 def text_of(error: BaseException) -> str:
     """Return ``str(error)``, or a stand-in where that raises."""
     try:
-        return str(error)
+        return _plain(str(error))
     except BaseException:  # noqa: BLE001 - __str__ is the user's code; whatever it raises, the failure must travel
         return "<text not available: __str__ raised>"
 
 
+def _plain(text: str) -> str:
+    """Return the text as a mere str: a class of the user's own might not pickle."""
+    return str.__str__(text)
+
+
 def _notes(error: BaseException) -> list[str]:
     notes = getattr(error, "__notes__", ())
-    return [note for note in notes if isinstance(note, str)] if isinstance(notes, (list, tuple)) else []
+    return [_plain(note) for note in notes if isinstance(note, str)] if isinstance(notes, (list, tuple)) else []
 
 
 def format_traceback(error: BaseException, hidden: Iterable[str] = ()) -> str:
     """Return the traceback with its chain, without the leading frames that lie in ``hidden`` files."""
     import traceback  # noqa: PLC0415 - a worker needs it at its first failure only
 
-    hidden, top = frozenset(hidden), error.__traceback__
+    hidden = frozenset(hidden)
+    whole: types.TracebackType | None = vars(BaseException)["__traceback__"].__get__(error)  # runs no user's code
+    top = whole
     while top is not None and top.tb_frame.f_code.co_filename in hidden:
         top = top.tb_next
-    return "".join(traceback.format_exception(type(error), error, top or error.__traceback__))
+    top = top or whole
+    try:
+        return "".join(traceback.format_exception(type(error), error, top))
+    except CallInterrupted:
+        raise
+    except BaseException:  # noqa: BLE001 - the chain, the notes, the fields of a SyntaxError: all may be odd
+        frames = "".join(traceback.format_tb(top))
+        return f"Traceback (most recent call last):\n{frames}{type_name(error)}: {text_of(error)}\n"
 
 
 def encode(error: BaseException, hidden: Iterable[str] = ()) -> bytes:
@@ -77,6 +95,17 @@ def encode(error: BaseException, hidden: Iterable[str] = ()) -> bytes:
         error: the exception.
         hidden: files whose leading frames are left out of its traceback.
     """
+    text = format_traceback(error, hidden)
+    try:
+        return pickle.dumps((text, _nodes(error)), protocol=5)
+    except CallInterrupted:
+        raise
+    except BaseException:  # noqa: BLE001 - its attributes are the user's code; whatever they raise, the failure must travel
+        node = Node(None, type_name(error), text_of(error), [], None, None, False, None)
+        return pickle.dumps((text, [tuple(node)]), protocol=5)
+
+
+def _nodes(error: BaseException) -> list[tuple[object, ...]]:
     found: list[BaseException] = []
     positions: dict[int, int] = {}
 
@@ -96,7 +125,7 @@ def encode(error: BaseException, hidden: Iterable[str] = ()) -> bytes:
             Node(
                 None if members else _pickled(each),
                 type_name(each),
-                each.message if members and isinstance(each, BaseExceptionGroup) else text_of(each),
+                _plain(each.message) if members and isinstance(each, BaseExceptionGroup) else text_of(each),
                 _notes(each),
                 position(each.__cause__),
                 position(each.__context__),
@@ -104,7 +133,7 @@ def encode(error: BaseException, hidden: Iterable[str] = ()) -> bytes:
                 [member for member in members if member is not None] or None,
             )
         )
-    return pickle.dumps((format_traceback(error, hidden), [tuple(node) for node in nodes]), protocol=5)
+    return [tuple(node) for node in nodes]
 
 
 def _members(error: BaseException) -> Sequence[BaseException]:
@@ -121,10 +150,20 @@ def _pickled(error: BaseException) -> bytes | None:
         return None
 
 
-def decode(payload: bytes | bytearray, call: str | None) -> BaseException:
+def decode(payload: bytes | memoryview, call: str | None) -> BaseException:
     """Return the exception, with the worker's traceback as its ``__cause__`` and its own cause behind that."""
     text, fields = pickle.loads(payload)
     nodes = [Node(*each) for each in fields]
+    try:
+        return _chained(nodes, call, text)
+    except KeyboardInterrupt:
+        raise  # somebody at the keyboard
+    except BaseException:  # noqa: BLE001 - it is so odd that it does not let itself be put together here
+        return NotPicklable("exception", call, nodes[0].type_name, nodes[0].text, text)
+
+
+def _chained(nodes: list[Node], call: str | None, text: str) -> BaseException:
+    """Return the first exception, tied to the others as it was."""
     built: dict[int, BaseException] = {}
     for number in range(len(nodes)):
         _build(number, nodes, built, call, text)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import importlib
 import os
 import warnings
 import weakref
@@ -19,6 +21,10 @@ from .exceptions import WrongLoop
 from .phases import PoolPhase
 
 __all__ = ["Lifecycle"]
+
+# anyio would load its asyncio side at its first use: in the user's loop, which would stand still meanwhile.
+with contextlib.suppress(ImportError):  # a release that names it otherwise loads it later
+    importlib.import_module("anyio._backends._asyncio")
 
 
 class Lifecycle:
@@ -46,16 +52,18 @@ class Lifecycle:
             raise RuntimeError(f"{self!r} was started before; make a new pool")
         start_methods.end_unguarded_import()
         self._prepare_start()
-        await anyio.lowlevel.checkpoint_if_cancelled()  # anyio loads itself now, not on the way out, descriptors or not
+        await anyio.lowlevel.checkpoint_if_cancelled()
         self._finalizer = weakref.finalize(self, _forgotten, self._backend, self._owner)
         await self._or_end(self._backend.start())
 
     def close(self) -> None:
         """Take no more calls. Those accepted finish, then the workers leave."""
+        self._check_loop()
         self._backend.close()
 
     def terminate(self) -> None:
         """Kill the workers. Calls that wait or run fail with `PoolTerminated`."""
+        self._check_loop()
         self._backend.terminate()
 
     async def join(self) -> None:
@@ -66,6 +74,7 @@ class Lifecycle:
         """
         if self._backend.phase in (PoolPhase.NEW, PoolPhase.STARTING, PoolPhase.RUNNING, PoolPhase.BROKEN):
             raise ValueError(f"{self!r} is still running: call close() or terminate() before join()")
+        self._check_loop()
         await self._backend.join()
         self._forget()
 
@@ -127,6 +136,14 @@ class Lifecycle:
         if not in_loop(self._backend.loop):
             self._refuse_loop()
 
+    def _check_loop(self) -> None:
+        """Refuse another process, or another thread or loop while the pool's own runs; else nobody can be disturbed."""
+        if self._backend.phase in (PoolPhase.NEW, PoolPhase.CLOSED):
+            return
+        loop = self._backend.loop
+        if os.getpid() != self._owner or (loop.is_running() and not in_loop(loop)):
+            self._refuse_loop()
+
     def _refuse_loop(self) -> NoReturn:
         if os.getpid() != self._owner:
             raise WrongLoop(
@@ -146,10 +163,13 @@ class Lifecycle:
 
 def _forgotten(backend: Backend, owner: int) -> None:
     """End the workers of a pool that is collected, or still there at the interpreter's exit."""
-    if os.getpid() != owner or backend.phase is PoolPhase.CLOSED:
+    if os.getpid() != owner or backend.phase in (PoolPhase.NEW, PoolPhase.CLOSED):
         return
     state = backend.describe()
-    backend.abandon()
+    if backend.loop.is_running():  # maybe in another thread, and maybe in the midst of a decision
+        backend.loop.call_soon_threadsafe(backend.abandon)
+    else:
+        backend.abandon()
     warnings.warn(
         f"unclosed AioPool ({state}): use `async with`, or `close()` and `await join()`", ResourceWarning, stacklevel=2
     )

@@ -14,7 +14,7 @@ class WorkerPhase(enum.Enum):
     IDLE = "idle"
     BUSY = "busy"
     RETIRING = "retiring"
-    """Running its last calls; a successor is on the way."""
+    """Running its last calls, if none of them is taken back; a successor is on the way."""
     LEAVING = "leaving"
     """Told to leave; nothing in hand."""
     KILLED = "killed"
@@ -27,7 +27,7 @@ WORKER_MOVES: dict[WorkerPhase, frozenset[WorkerPhase]] = {
     _W.STARTING: frozenset({_W.IDLE, _W.LEAVING, _W.KILLED, _W.GONE}),
     _W.IDLE: frozenset({_W.BUSY, _W.RETIRING, _W.LEAVING, _W.KILLED, _W.GONE}),
     _W.BUSY: frozenset({_W.IDLE, _W.RETIRING, _W.LEAVING, _W.KILLED, _W.GONE}),
-    _W.RETIRING: frozenset({_W.LEAVING, _W.KILLED, _W.GONE}),
+    _W.RETIRING: frozenset({_W.BUSY, _W.LEAVING, _W.KILLED, _W.GONE}),
     _W.LEAVING: frozenset({_W.KILLED, _W.GONE}),
     _W.KILLED: frozenset({_W.GONE}),
     _W.GONE: frozenset(),

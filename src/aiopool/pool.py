@@ -15,9 +15,11 @@ from .arguments import (
     at_least,
     at_least_one,
     check_callable,
-    check_iterable,
     find_context,
     fraction,
+    iterate,
+    iterate_input,
+    module_names,
     name_of,
     optional,
     seconds,
@@ -25,8 +27,10 @@ from .arguments import (
 )
 from .backends import start_methods
 from .backends.local import LocalBackend
-from .calls import Limits
+from .calls import Call, Limits, Outcome
 from .lifecycle import Lifecycle
+from .packing import Function, Functions
+from .parcels import Payload
 from .recycling import RecyclePolicy
 from .results import AsyncResult, MapResult, PackedChunk
 from .streams import ImapIterator, Window
@@ -106,8 +110,7 @@ class AioPool(Lifecycle):
         seats = usable_cpus() if processes is None else at_least_one("processes", processes)
         if initializer is not None:
             check_callable("initializer", initializer)
-        if isinstance(preload, str) or not all(isinstance(name, str) for name in preload):
-            raise TypeError(f"preload must be a sequence of module names, not {preload!r}")
+        modules = module_names("preload", preload)
         start_method = find_context(context)
         self._limits = Limits(optional(seconds, "timeout", timeout), at_least(0, "retries", retries))
         self._policy = RecyclePolicy(
@@ -115,17 +118,17 @@ class AioPool(Lifecycle):
             optional(seconds, "max_age", max_age),
             fraction("recycle_jitter", recycle_jitter),
         )
-        modules = tuple(preload)
         backend = LocalBackend(
             seats,
             start_method,
-            Initializer(initializer, tuple(check_iterable("initargs", initargs)), modules),
+            Initializer(initializer, tuple(iterate("initargs", initargs)), modules),
             self._policy,
             memory_limit=optional(at_least_one, "max_memory_per_child", max_memory_per_child),
             grace=seconds("cancel_grace", cancel_grace, zero=True),
             start_timeout=seconds("start_timeout", start_timeout),
         )
-        super().__init__(backend, partial(start_methods.preload, start_method, modules))
+        super().__init__(backend, partial(start_methods.prepare, start_method, modules))
+        self._functions = Functions()
         self._admission = Admission(backend, optional(at_least_one, "max_pending", max_pending))
 
     @property
@@ -165,11 +168,17 @@ class AioPool(Lifecycle):
             PoolTerminated: the pool was terminated meanwhile.
             BrokenPool: workers keep dying before they can serve a call.
         """
-        payload, limits = self._prepare(func, args, kwds), self._limits_for(timeout, retries)
-        await self._admission.enter()
-        result: AsyncResult[T] = AsyncResult(self._backend, name_of(func))
-        result.begin(payload, limits)
-        return await result
+        function, payload = self._prepare(func, args, kwds)
+        limits = self._limits_for(timeout, retries)
+        if self._admission.limited:
+            await self._admission.enter()
+        result: AsyncResult[T] = AsyncResult(self._backend, function.name)
+        result.begin(payload, limits, function.pace)
+        del payload  # large, maybe: the call has it, and drops it at its end
+        try:
+            return await result
+        finally:
+            del result  # it has the exception, whose traceback has this frame
 
     def apply_async(
         self,
@@ -199,22 +208,27 @@ class AioPool(Lifecycle):
             PoolNotRunning: the pool is not started, or closed.
             PoolFull: ``max_pending`` calls wait already.
         """
-        payload, limits = self._prepare(func, args, kwds), self._limits_for(timeout, retries)
-        result: AsyncResult[T] = AsyncResult(self._backend, name_of(func))
+        function, payload = self._prepare(func, args, kwds)
+        limits = self._limits_for(timeout, retries)
+        result: AsyncResult[T] = AsyncResult(self._backend, function.name)
         _add_callbacks(result, callback, error_callback)
         self._admission.take(1)
-        result.begin(payload, limits)
+        result.begin(payload, limits, function.pace)
         return result
 
     def submit(self, func: Callable[P, T], /, *args: P.args, **kwds: P.kwargs) -> AsyncResult[T]:
         """Begin ``func(*args, **kwds)`` in a worker: `apply_async` with the arguments written as in a call."""
         return self.apply_async(func, args, kwds)
 
-    def _prepare(self, func: Callable[..., object], args: Iterable[Any], kwds: Mapping[str, Any] | None) -> list[bytes]:
+    def _prepare(
+        self, func: Callable[..., object], args: Iterable[Any], kwds: Mapping[str, Any] | None
+    ) -> tuple[Function, Payload]:
         self._check_usable()
         check_callable("func", func)
         keywords = {} if kwds is None else dict(kwds)
-        return packing.pack(name_of(func), func, tuple(check_iterable("args", args)), keywords)
+        positional = args if type(args) is tuple else tuple(iterate("args", args))
+        function = self._functions.find(func)
+        return function, packing.pack(function, function.name, positional, keywords)
 
     def _limits_for(self, timeout: float | Default | None, retries: int | Default) -> Limits:
         if timeout is Default.POOLS and retries is Default.POOLS:
@@ -352,16 +366,17 @@ class AioPool(Lifecycle):
         def begin(items: list[Any]) -> None:
             self._check_usable()
             chunks = self._pack_chunks(over_chunk, func, items, chunksize, limits)
+            pace = self._functions.pace_of(func)
             if wait and self._admission.limited:
-                result.feed_chunks(chunks, limits, self._admission.enter)
+                result.feed_chunks(chunks, limits, pace, self._admission.enter)
             else:
                 self._admission.take(len(chunks))
-                result.begin_chunks(chunks, limits)
+                result.begin_chunks(chunks, limits, pace)
 
         if isinstance(iterable, AsyncIterable):
-            result.begin_when_read(iterable, begin)
+            result.begin_when_read(iterable, begin, self._admission.tell)
         else:
-            begin(list(check_iterable("iterable", iterable)))
+            begin(list(iterate_input(iterable)))
         return result
 
     def _pack_chunks(
@@ -378,10 +393,8 @@ class AioPool(Lifecycle):
         elif size is None:
             size = self._policy.chunksize(-(-len(items) // (self._backend.seats * CHUNKS_PER_WORKER)) or 1)
         chunks = (items[begin : begin + size] for begin in range(0, len(items), size))
-        name, automatic = name_of(func), chunksize is None
-        return [
-            PackedChunk(packing.pack(name, over_chunk, (func, chunk), {}), len(chunk), automatic) for chunk in chunks
-        ]
+        name, automatic, runner = name_of(func), chunksize is None, self._functions.find(over_chunk)
+        return [PackedChunk(packing.pack(runner, name, (func, chunk), {}), len(chunk), automatic) for chunk in chunks]
 
     def _imap(
         self,
@@ -397,15 +410,16 @@ class AioPool(Lifecycle):
         check_callable("func", func)
         at_least_one("chunksize", chunksize)
         ahead = CHUNKS_AHEAD * self._backend.seats if buffersize is None else at_least_one("buffersize", buffersize)
-        source = iterable if isinstance(iterable, AsyncIterable) else check_iterable("iterable", iterable)
-        name = name_of(func)
-        packing.dumps("function", name, func)  # a function that cannot travel is an error of this line
+        source = iterable if isinstance(iterable, AsyncIterable) else iterate_input(iterable)
+        function = self._functions.find(func)  # one that cannot travel is an error of this line
+        runner = self._functions.find(job.each_of_chunk)
 
-        def pack(items: list[Any]) -> list[bytes]:
-            return packing.pack(name, job.each_of_chunk, (func, items), {})
+        def begin(items: list[Any], finish: Callable[[Outcome], None]) -> Call:
+            payload = packing.pack(runner, function.name, (func, items), {})
+            return Call(function.name, payload, finish, limits, function.pace, weight=len(items))
 
         window = Window(
-            self._backend, self._admission, name, pack, limits, chunksize=chunksize, buffersize=ahead, ordered=ordered
+            self._backend, self._admission, function.name, begin, chunksize=chunksize, buffersize=ahead, ordered=ordered
         )
         window.open(source)
         return ImapIterator(window)

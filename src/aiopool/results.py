@@ -10,8 +10,9 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from . import failures
 from .backends.base import Backend
-from .calls import CANCELLED, Call, CallPhase, Limits, Outcome, Reply
+from .calls import CANCELLED, Call, CallPhase, Limits, Outcome, Pace, Reply
 from .exceptions import AioPoolError, CallAborted, NotPicklable, PoolTerminated, ResultTimeout
+from .parcels import Payload
 
 __all__ = ["AsyncResult", "MapResult", "PackedChunk", "deliverable", "open_outcome"]
 
@@ -40,7 +41,7 @@ def open_outcome(outcome: Reply | BaseException, call: str, deliver: Deliver) ->
         if outcome.failed:
             value, error = None, deliverable(failures.decode(outcome.payload, call), call)
         else:
-            value, error = pickle.loads(outcome.payload), None
+            value, error = pickle.loads(outcome.payload, buffers=outcome.buffers), None
     except BaseException as refused:
         text = failures.format_traceback(refused)
         error = NotPicklable("result", call, failures.type_name(refused), failures.text_of(refused), text)
@@ -54,7 +55,7 @@ def open_outcome(outcome: Reply | BaseException, call: str, deliver: Deliver) ->
 
 def deliverable(error: BaseException, call: str) -> BaseException:
     """Return the exception, or a `CallAborted` around one that would do harm if it were raised here."""
-    if not isinstance(error, HARMFUL):
+    if not issubclass(type(error), HARMFUL):  # isinstance would ask the exception itself, which may raise
         return error
     aborted = CallAborted(f"{call} raised {failures.type_name(error)}: {failures.text_of(error)}")
     aborted.__cause__ = error
@@ -90,7 +91,10 @@ class AsyncResult(asyncio.Future[T], Generic[T]):
         await self.wait(timeout)
         if not self.done():
             raise ResultTimeout(f"{self._name} has not finished within {timeout} s")
-        return self.result()
+        try:
+            return self.result()
+        finally:
+            del self  # it has the exception, whose traceback has this frame
 
     async def wait(self, timeout: float | None = None) -> None:
         """Wait until the call has ended, or for ``timeout`` seconds; cancelling this leaves the call alone."""
@@ -127,9 +131,9 @@ class AsyncResult(asyncio.Future[T], Generic[T]):
         error = self._exception
         return "finished" if error is None else f"failed with {type(error).__name__}"
 
-    def begin(self, payload: list[bytes], limits: Limits) -> None:
+    def begin(self, payload: Payload, limits: Limits, pace: Pace) -> None:
         """Submit the one call."""
-        self._submit([Call(self._name, payload, self._finish, limits)])
+        self._submit([Call(self._name, payload, self._finish, limits, pace)])
 
     def _submit(self, calls: Sequence[Call]) -> None:
         """Submit the calls whose outcome this is."""
@@ -144,7 +148,7 @@ class AsyncResult(asyncio.Future[T], Generic[T]):
     def _finish(self, outcome: Outcome) -> None:
         """Take the outcome of the one call."""
         self._calls = ()  # or call and result would hold one another
-        if outcome is CANCELLED:
+        if outcome is CANCELLED or self._stopping:  # also if its time was up first: `cancel` has said True
             self._settle_cancelled()
         else:
             open_outcome(outcome, self._name, self._settle)
@@ -156,7 +160,7 @@ class AsyncResult(asyncio.Future[T], Generic[T]):
             self.set_result(value)
         else:
             self.set_exception(error)
-            if isinstance(error, PoolTerminated):
+            if type(error) is PoolTerminated:
                 self.exception()  # who terminated the pool knows; no "exception was never retrieved" for each call
 
     def _settle_cancelled(self) -> None:
@@ -166,7 +170,7 @@ class AsyncResult(asyncio.Future[T], Generic[T]):
 class PackedChunk(NamedTuple):
     """Some items, ready to be sent."""
 
-    payload: list[bytes]
+    payload: Payload
     weight: int
     """How many items."""
     automatic: bool
@@ -180,54 +184,86 @@ class MapResult(AsyncResult[list[T]]):
         super().__init__(backend, name)
         self._chunks: list[list[T]] = []
         self._left = 0
-        self._reader: asyncio.Task[None] | None = None
+        self._reader: asyncio.Task[Any] | None = None  # of an async input; then, of what waits for room
 
-    def begin_chunks(self, chunks: Sequence[PackedChunk], limits: Limits) -> None:
+    def begin_chunks(self, chunks: Sequence[PackedChunk], limits: Limits, pace: Pace) -> None:
         """Submit the chunks, all at once."""
-        self._submit(self._calls_for(chunks, limits))
+        self._submit(self._calls_for(chunks, limits, pace))
 
-    def feed_chunks(self, chunks: Sequence[PackedChunk], limits: Limits, enter: Callable[[], Awaitable[None]]) -> None:
+    def feed_chunks(
+        self, chunks: Sequence[PackedChunk], limits: Limits, pace: Pace, enter: Callable[[], Awaitable[None]]
+    ) -> None:
         """Submit the chunks one by one, each when ``enter`` lets it."""
-        calls, submitted = self._calls_for(chunks, limits), list[Call]()
+        calls, submitted = self._calls_for(chunks, limits, pace), list[Call]()
         self._calls = submitted
 
         async def feed() -> None:
-            try:
-                for call in calls:
-                    await enter()
-                    submitted.append(call)
-                    self._backend.submit(call)
-            except AioPoolError as refused:
-                self._settle(None, refused)
+            for call in calls:
+                await enter()
+                submitted.append(call)
+                self._backend.submit(call)
+
+        def fed(feeder: asyncio.Task[None]) -> None:
+            self._reader = None
+            if feeder.cancelled():  # maybe by somebody who cancels all tasks there are: a map is never half of one
+                self.cancel()
+            elif (error := feeder.exception()) is not None:
+                self._fail(deliverable(error, self._name))
+            self._end_chunks(len(calls) - len(submitted))
 
         self._reader = self._backend.loop.create_task(feed())
         # Not in a finally clause: a task that is cancelled before its first step never gets there.
-        self._reader.add_done_callback(lambda _reader: self._end_chunks(len(calls) - len(submitted)))
+        self._reader.add_done_callback(fed)
 
-    def _calls_for(self, chunks: Sequence[PackedChunk], limits: Limits) -> list[Call]:
+    def _calls_for(self, chunks: Sequence[PackedChunk], limits: Limits, pace: Pace) -> list[Call]:
         self._left = len(chunks)
         self._chunks = [[] for _ in chunks]
         if not chunks:
             self.set_result([])
         return [
             Call(
-                self._name, chunk.payload, partial(self._finish_chunk, number), limits,
+                self._name, chunk.payload, partial(self._finish_chunk, number), limits, pace,
                 weight=chunk.weight, automatic=chunk.automatic,
             )
             for number, chunk in enumerate(chunks)
         ]  # fmt: skip
 
-    def begin_when_read(self, source: AsyncIterable[Any], begin: Callable[[list[Any]], None]) -> None:
-        """Read all of the input first; ``begin`` is then called with it."""
+    def begin_when_read(
+        self,
+        source: AsyncIterable[Any],
+        begin: Callable[[list[Any]], None],
+        tell: Callable[[asyncio.Task[Any], Callable[[AioPoolError], None]], None],
+    ) -> None:
+        """Read all of the input first; ``begin`` is then called with it. ``tell`` is told whom to tell of the end."""
+        reader = self._backend.loop.create_task(_list_of(source))
+        reader.add_done_callback(partial(self._begin_with_input, begin))
+        self._reader = reader
+        tell(reader, self._refuse)
 
-        async def read() -> None:
-            try:
-                begin([item async for item in source])
-            except Exception as error:  # noqa: BLE001 - of the user's iterator: it is the result's
-                self._settle(None, error)
+    def _refuse(self, error: AioPoolError) -> None:
+        """Do not wait for more of the input: the pool takes no more calls."""
+        if self._stopping:
+            self._settle_cancelled()
+        self._fail(error)
 
-        self._reader = self._backend.loop.create_task(read())
-        self._reader.add_done_callback(lambda reader: self._settle_cancelled() if reader.cancelled() else None)
+    def _begin_with_input(self, begin: Callable[[list[Any]], None], reader: asyncio.Task[list[Any]]) -> None:
+        """Go on with what has been read, or fail with what has ended the reading, whatever it is."""
+        self._reader = None
+        error = None if reader.cancelled() else reader.exception()
+        if self._stopping or reader.cancelled():  # the input may have ended as if nobody had cancelled it
+            self._settle_cancelled()
+        elif error is not None:
+            self._settle(None, deliverable(error, f"the input of {self._name}"))
+        elif not self.done():
+            self._begin(begin, reader.result())
+
+    def _begin(self, begin: Callable[[list[Any]], None], items: list[Any]) -> None:
+        try:
+            begin(items)
+        except BaseException as refused:
+            self._fail(deliverable(refused, f"the input of {self._name}"))
+            if isinstance(refused, (SystemExit, KeyboardInterrupt)):
+                raise
 
     def _stop(self) -> None:
         if self._reader is not None:
@@ -253,9 +289,19 @@ class MapResult(AsyncResult[list[T]]):
         if error is None:
             self._chunks[number] = values
             return
+        self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """End with an exception, and begin no more."""
         self._settle(None, error)
         if self._reader is not None:
             self._reader.cancel()
         for call in self._calls:
             if call.phase is CallPhase.WAITING:
                 self._backend.withdraw(call)
+            else:
+                call.limits = call.limits._replace(retries=0)  # nobody would have the values of another try
+
+
+async def _list_of(source: AsyncIterable[T]) -> list[T]:
+    return [item async for item in source]

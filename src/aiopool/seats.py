@@ -22,11 +22,13 @@ class Worker:
         "cause",
         "due",
         "id",
+        "load",
         "phase",
         "recalled",
         "recalling",
         "seat",
         "served",
+        "since",
         "taken",
     )
 
@@ -37,6 +39,8 @@ class Worker:
         self.due = False  # it is to leave as soon as its successor is ready
         self.phase = WorkerPhase.STARTING
         self.calls: deque[Call] = deque()  # sent and not answered; the first of them runs
+        self.load = 0.0  # seconds that its calls will take, as predicted when they were sent
+        self.since = 0.0  # when the first of them began, as far as can be known
         self.taken = 0  # calls of the user's function sent to it so far
         self.served = 0  # those it has answered
         self.recalling = False  # a recall is under way
@@ -119,7 +123,8 @@ class Crew:
         if phase not in WORKER_MOVES[worker.phase]:
             raise RuntimeError(f"{worker!r} cannot become {phase.value}")
         worker.phase = phase
-        self.deadlines.pop(worker, None)
+        if phase not in (WorkerPhase.BUSY, WorkerPhase.RETIRING):  # in these, what it runs may be timed
+            self.deadlines.pop(worker, None)
         if phase in (WorkerPhase.LEAVING, WorkerPhase.KILLED, WorkerPhase.GONE):
             self.ages.pop(worker, None)
 

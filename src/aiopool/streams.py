@@ -18,7 +18,7 @@ import anyio
 from . import failures
 from .admission import Admission
 from .backends.base import Backend, in_loop
-from .calls import CANCELLED, Call, Limits, Outcome
+from .calls import CANCELLED, Call, Outcome
 from .exceptions import AioPoolError, NotPicklable, ResultTimeout
 from .phases import PoolPhase
 from .results import deliverable, open_outcome
@@ -53,8 +53,7 @@ class Window:
         backend: runs the calls.
         admission: says when a call may be submitted.
         name: of the user's function.
-        pack: pickles a chunk's items into the payload of a call.
-        limits: of each chunk.
+        make: makes the call for a chunk's items, which ends with the function that it is given.
         chunksize: items in a chunk.
         buffersize: chunks in the window.
         ordered: whether they are handed out in the order of the input.
@@ -65,8 +64,7 @@ class Window:
         backend: Backend,
         admission: Admission,
         name: str,
-        pack: Callable[[list[Any]], list[bytes]],
-        limits: Limits,
+        make: Callable[[list[Any], Callable[[Outcome], None]], Call],
         *,
         chunksize: int,
         buffersize: int,
@@ -76,9 +74,9 @@ class Window:
         self.name = name
         self.running = 0
         self.closed = False
+        self.cut_short = False
         self._admission = admission
-        self._pack = pack
-        self._limits = limits
+        self._make = make
         self._chunksize = chunksize
         self._buffersize = buffersize
         self._ordered = ordered
@@ -102,15 +100,14 @@ class Window:
 
     # Taking in.
 
-    def open(self, source: Iterable[Any] | AsyncIterable[Any]) -> None:
+    def open(self, source: Iterator[Any] | AsyncIterable[Any]) -> None:
         """Begin to take from the input."""
-        if self._admission.limited and not isinstance(source, AsyncIterable):
-            source = _asynchronous(source)
         if isinstance(source, AsyncIterable):
-            self._reader = self.backend.loop.create_task(self._read(aiter(source)))
-            self._reader.add_done_callback(self._wake)
+            self._admission.tell(self._begin_to_read(source), self._refuse)
+        elif self._admission.limited:
+            self._begin_to_read(_asynchronous(source))
         else:
-            self._items = iter(source)
+            self._items = source
             self._fill()
 
     def _fill(self) -> None:
@@ -126,6 +123,16 @@ class Window:
                 return
             self._submit(items)
 
+    def _begin_to_read(self, source: AsyncIterable[Any]) -> asyncio.Task[None]:
+        self._reader = self.backend.loop.create_task(self._read(aiter(source)))
+        self._reader.add_done_callback(self._read_over)
+        return self._reader
+
+    def _refuse(self, error: AioPoolError) -> None:
+        """Do not wait for more of the input: the pool takes no more calls."""
+        self._end_input(error)
+        self.stop_reading()
+
     async def _read(self, source: AsyncIterator[Any]) -> None:
         """Take chunks from an async iterable while there is room."""
         error: BaseException | None = None
@@ -137,13 +144,23 @@ class Window:
                     await self._submit_in_turn(items)
                     items = []
                     await self._until_room()
-                if self._exhausted:
-                    return  # refused: the pool takes no more
+                if self._exhausted or self.closed:
+                    return  # the pool takes no more, or nobody wants more, and the input was not to be cancelled
         except Exception as raised:  # noqa: BLE001 - of the user's iterator: raised in its turn
             error = raised
         if items:
             await self._submit_in_turn(items)
         self._end_input(error)
+        del error  # its traceback has this frame
+
+    def _read_over(self, reader: asyncio.Task[None]) -> None:
+        """End the input, whatever has ended the reading of it."""
+        if reader.cancelled():
+            if not self.closed:  # but by the input, or by somebody who cancels all tasks there are
+                self._end_input(asyncio.CancelledError())
+        elif (error := reader.exception()) is not None:
+            self._end_input(deliverable(error, f"the input of {self.name}"))
+        self._wake()
 
     async def _submit_in_turn(self, items: list[Any]) -> None:
         try:
@@ -159,18 +176,20 @@ class Window:
             await self._room.wait()
 
     def _submit(self, items: list[Any]) -> None:
+        if self.closed:
+            return
         if self.backend.phase is not PoolPhase.RUNNING:
             self._end_input(self.backend.refusal())
             return
         chunk = Chunk()
-        self._chunks.append(chunk)
         try:
-            payload = self._pack(items)
+            chunk.call = self._make(items, partial(self._finish, chunk))
         except NotPicklable as error:
             chunk.take(None, error)
+        self._chunks.append(chunk)
+        if chunk.call is None:
             self._wake()
             return
-        chunk.call = Call(self.name, payload, partial(self._finish, chunk), self._limits, weight=len(items))
         self.running += 1
         self.backend.submit(chunk.call)
 
@@ -205,12 +224,21 @@ class Window:
             self._fill()
         if isinstance(value, failures.ItemFailure):
             raise deliverable(failures.decode(value.payload, self.name), self.name)
-        if chunk.error is not None:
-            raise chunk.error
+        error, chunk.error = chunk.error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # its traceback has this frame
         return value
 
     def end(self) -> BaseException:
         """Return what to raise when it is over: first the input's own exception, if it had one."""
+        if self.cut_short:
+            return AioPoolError(
+                f"the iterator over {self.name} was closed as a task was cancelled that waited for its next value: the "
+                "other values are dropped. (Waiting with `next(timeout)` closes nothing)"
+            )
         error, self._input_error = self._input_error, None
         return error or StopAsyncIteration()
 
@@ -225,23 +253,29 @@ class Window:
         finally:
             self._waiters.discard(waiter)
 
-    def _wake(self, _reader: object = None) -> None:
+    def _wake(self) -> None:
         waiters, self._waiters = self._waiters, set()
         for waiter in waiters:
             waiter.set_result(None)
 
-    def close(self) -> None:
-        """End the calls in flight and take no more from the input."""
+    def close(self, *, cut_short: bool = False) -> None:
+        """End the calls in flight and take no more from the input; keep in mind if somebody may still want that."""
         if self.closed:
             return
         self.closed = True
+        self.cut_short = cut_short
         self._items = None
-        if self._reader is not None:
-            self._reader.cancel()
+        self.stop_reading()
         chunks, self._chunks = self._chunks, deque()
         for chunk in chunks:
             if chunk.call is not None:
                 self.backend.cancel(chunk.call)
+        self._wake()
+
+    def stop_reading(self) -> None:
+        """Cancel what takes from an async input; once more if it stands in a clean-up of its own."""
+        if self._reader is not None:
+            self._reader.cancel()
 
 
 async def _asynchronous(items: Iterable[T]) -> AsyncIterator[T]:
@@ -254,7 +288,8 @@ class ImapIterator(AsyncIterator[T], Generic[T]):
 
     A call that raises has its exception raised in its turn; the iteration may go on after that. Leaving the loop,
     or cancelling it, ends the calls in flight and reads no more of the input. (Where an iterator is kept after its
-    loop, `aclose` does that.)
+    loop, `aclose` does that.) Several tasks may share one; if one of them is cancelled as it waits for a value, the
+    others are told by an `AioPoolError` that there will be no more.
     """
 
     def __init__(self, window: Window) -> None:
@@ -271,6 +306,7 @@ class ImapIterator(AsyncIterator[T], Generic[T]):
             try:
                 await window.change()
             except asyncio.CancelledError:
+                window.close(cut_short=True)
                 await self.aclose()
                 raise
         value: T = window.hand_out(chunk)
@@ -298,10 +334,17 @@ class ImapIterator(AsyncIterator[T], Generic[T]):
 
     async def aclose(self) -> None:
         """End the calls in flight, read no more of the input, and return when that is done."""
-        self._window.close()
+        window, cancelled = self._window, None
+        window.close()
         with anyio.CancelScope(shield=True):
-            while not self._window.quiet:
-                await self._window.change()
+            while not window.quiet:
+                try:
+                    await window.change()
+                except asyncio.CancelledError as error:  # asyncio's own, which no shield holds off
+                    cancelled = error
+                    window.stop_reading()
+        if cancelled is not None:
+            raise cancelled
 
     def __del__(self) -> None:
         window = self._window

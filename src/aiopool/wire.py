@@ -1,13 +1,14 @@
-"""Frames: how parent and worker talk.
+"""Messages: how parent and worker talk, over a socket that keeps messages apart (SOCK_SEQPACKET).
 
-A frame is a header and a payload. The header names the frame's kind, its call and the payload's length,
-all outside the pickle, so that whatever a payload holds, the reader knows whose it is and where the next
-frame begins. Both ends use this module; it imports only the standard library.
+A message is a header and a payload. The header names the message's kind, its call and the payload's length, all
+outside the pickle, so that whatever a payload holds, the reader knows whose it is. A payload that is too large for one
+packet is a `Parcel`: the header's packet tells the lengths of its parts, and is followed by a packet with a descriptor
+of the memory that they lie in, or else by pieces. Both ends use this module; it imports only the standard library.
 
 ====== ========= ======= ==========================================================
 kind   direction call    payload
 ====== ========= ======= ==========================================================
-CALL   down      its id  the function's pickle and the arguments' pickle, see `pack_call`
+CALL   down      its id  the function's pickle and the arguments' pickle, see `function_part`
 TIMED  down      its id  the same; the worker is to say when it begins
 LEAVE  down      0       none: return from main, exit cleanly
 READY  up        0       none: the initializer has run
@@ -15,29 +16,45 @@ UNFIT  up        0       a failure: the initializer raised
 BEGUN  up        its id  none: this timed call begins
 HEAVY  up        0       none: the worker uses more memory than it should
 RESULT up        its id  the result's pickle
-FAILED up        its id  a failure, see `aiopool.worker.failure`
+FAILED up        its id  a failure, see `aiopool.failures`
 ====== ========= ======= ==========================================================
+
+One packet is one small message, never more. So a message that nobody has read can be taken back by the process that
+sent it, from a reader that is busy, stopped or dead.
 """
 
 from __future__ import annotations
 
 import enum
+import mmap
+import socket
 import struct
+from collections.abc import Sequence
 from typing import NamedTuple
 
-__all__ = ["Decoder", "Frame", "Kind", "WireError", "encode", "length", "pack_call", "unpack_call"]
+from .parcels import Parcel, Payload, parts_of
 
-HEADER = struct.Struct("<BQQ")
-"""Kind, call id, length of the payload in bytes."""
+__all__ = [
+    "Decoder", "Frame", "Kind", "Packet", "WireError",
+    "call_of", "encode", "function_part", "packets", "receive", "send", "unpack_call",
+]  # fmt: skip
 
-FUNCTION_LENGTH = struct.Struct("<Q")
+HEADER = struct.Struct("<BBQQQ")
+"""Kind, form, nanoseconds that it took, call id, length of the payload in bytes."""
 
-SCRATCH = 64 * 1024
-"""Bytes asked for at once. A payload that does not fit gets a buffer of its own and is read straight into it."""
+LENGTH = struct.Struct("<Q")
+
+PACKET = 64 * 1024
+"""The most bytes of one packet."""
+
+NOT_INHERITED = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+
+LARGEST = PACKET - HEADER.size
+"""The most bytes of a payload that travels in the packet of its header."""
 
 
 class Kind(enum.IntEnum):
-    """What a frame means."""
+    """What a message means."""
 
     CALL = 1
     TIMED = 2
@@ -50,102 +67,177 @@ class Kind(enum.IntEnum):
     FAILED = 9
 
 
+class Form(enum.IntEnum):
+    """How a payload travels."""
+
+    INLINE = 0
+    """Behind its header."""
+    PIECES = 1
+    """In packets that hold nothing else."""
+    DESCRIPTOR = 2
+    """In memory that the next packet has a descriptor of."""
+
+
 class Frame(NamedTuple):
-    """One message."""
+    """One message, as it was received.
+
+    Attributes:
+        kind: what it means.
+        nanoseconds: how long the worker was busy with a call, in its answer; else 0.
+        call: the id of the call that it is about, or 0.
+        payload: what belongs to it; None if it has been lost, since this process could not take its descriptor.
+        buffers: what the payload's pickle left outside.
+    """
 
     kind: int
+    nanoseconds: int
     call: int
-    payload: bytes | bytearray
+    payload: bytes | memoryview | None
+    buffers: Sequence[memoryview] = ()
+
+
+Packet = bytes | memoryview | Parcel
+"""What is sent at once; a parcel is sent as the descriptor of its memory."""
 
 
 class WireError(Exception):
-    """The bytes on the channel are no frames; whoever wrote them cannot be trusted with another call."""
+    """What came over the channel is no message; whoever wrote it cannot be trusted with another call."""
 
 
-def encode(kind: Kind, call: int = 0, *parts: bytes) -> list[bytes]:
-    """Return a frame as the buffers to write, in order; large parts are not copied."""
-    header = HEADER.pack(kind, call, sum(map(len, parts)))
-    return [header, *parts]
+def encode(kind: int, call: int = 0, payload: Payload = b"", nanoseconds: int = 0) -> list[Packet]:
+    """Return a message as the packets to send, in order. A parcel is not copied."""
+    if isinstance(payload, bytes):
+        return [HEADER.pack(kind, Form.INLINE, nanoseconds, call, len(payload)) + payload]
+    table = b"".join(map(LENGTH.pack, payload.lengths))
+    form = Form.PIECES if payload.descriptor is None else Form.DESCRIPTOR
+    header = HEADER.pack(kind, form, nanoseconds, call, payload.size) + table
+    if payload.descriptor is not None:
+        return [header, payload]
+    return [header, *(payload.content[start : start + PACKET] for start in range(0, payload.size, PACKET))]
 
 
-def length(parts: list[bytes]) -> int:
-    """Return how many bytes a frame with this payload takes."""
-    return HEADER.size + sum(map(len, parts))
+def packets(payload: Payload) -> int:
+    """Return how many packets a message with this payload takes."""
+    if isinstance(payload, bytes):
+        return 1
+    return 2 if payload.descriptor is not None else 1 + -(-payload.size // PACKET)
 
 
-def pack_call(function: bytes, arguments: bytes) -> list[bytes]:
-    """Return the payload of a CALL: two pickles, told apart by the length of the first."""
-    return [FUNCTION_LENGTH.pack(len(function)), function, arguments]
+def call_of(packet: Packet) -> int:
+    """Return the id in a packet that is a message, or begins one."""
+    call: int = 0 if isinstance(packet, Parcel) else HEADER.unpack_from(packet)[3]
+    return call
 
 
-def unpack_call(payload: bytes | bytearray) -> tuple[memoryview, memoryview]:
+def function_part(pickled: bytes) -> bytes:
+    """Return the first part of a CALL's payload: a function's pickle, and where it ends. The arguments' follows it."""
+    return LENGTH.pack(len(pickled)) + pickled
+
+
+def unpack_call(payload: bytes | memoryview) -> tuple[memoryview, memoryview]:
     """Return the function's and the arguments' pickle out of the payload of a CALL."""
     view = memoryview(payload)
-    (length,) = FUNCTION_LENGTH.unpack_from(view)
-    start = FUNCTION_LENGTH.size
+    (length,) = LENGTH.unpack_from(view)
+    start = LENGTH.size
     return view[start : start + length], view[start + length :]
 
 
-class Decoder:
-    """Turns what arrives on a channel into frames, however the bytes are cut.
+def send(sock: socket.socket, packet: Packet) -> None:
+    """Send a packet."""
+    if isinstance(packet, Parcel):
+        socket.send_fds(sock, [b"."], [packet.descriptor or 0])
+    else:
+        sock.send(packet)
 
-    The reader asks for `space`, receives into it, and says how much was `filled`. Small frames share one
-    scratch buffer. A payload that is larger than what has arrived gets a buffer of its own size, and the rest
-    of it lands there without a copy.
+
+def receive(sock: socket.socket, decoder: Decoder, flags: int = 0) -> Frame | None:
+    """Receive a packet; return the message that it completes, or None.
+
+    Raises:
+        WireError: it is no part of a message.
+        ConnectionResetError: the other end is closed.
+    """
+    if decoder.awaits_descriptor:
+        _, descriptors, _, _ = socket.recv_fds(sock, 1, 1, flags | NOT_INHERITED)
+        return decoder.attached(descriptors)
+    return decoder.filled(sock.recv_into(decoder.space(), 0, flags))
+
+
+class Decoder:
+    """Turns packets into messages.
+
+    The reader asks for `space`, receives one packet into it, and says how much was `filled`. A payload that comes
+    in pieces has a buffer of its own, into which they are received without a copy.
+
+    Args:
+        access: how the memory of a parcel is mapped, see `mmap.mmap`. Either way the receiver may write to it.
     """
 
-    def __init__(self) -> None:
-        self._scratch = bytearray(SCRATCH)
-        self._end = 0  # how much of the scratch holds bytes not decoded yet
-        self._large: bytearray | None = None
+    def __init__(self, access: int = mmap.ACCESS_COPY) -> None:
+        self.awaits_descriptor = False
+        self._access = access
+        self._scratch = memoryview(bytearray(PACKET))
+        self._head = (0, 0, 0)
+        self._lengths: Sequence[int] = ()
+        self._large: memoryview | None = None
         self._large_end = 0
-        self._large_head = (0, 0)
 
     def space(self) -> memoryview:
-        """Return where the next bytes go; never empty."""
+        """Return where the next packet goes; never empty."""
+        return self._scratch if self._large is None else self._large[self._large_end :]
+
+    def filled(self, count: int) -> Frame | None:
+        """Return the message that a packet of ``count`` bytes in `space` completes, or None."""
         if self._large is not None:
-            return memoryview(self._large)[self._large_end :]
-        return memoryview(self._scratch)[self._end :]
+            return self._piece(self._large, count)
+        if not count:
+            raise ConnectionResetError("the other end is closed")
+        if count < HEADER.size:
+            raise WireError(f"no message has {count} bytes")
+        kind, form, nanoseconds, call, length = HEADER.unpack_from(self._scratch)
+        if not 1 <= kind <= len(Kind):
+            raise WireError(f"no message begins with byte {kind}")
+        if form == Form.INLINE:
+            if count != HEADER.size + length:
+                raise WireError(f"a message of {count} bytes says that it has {HEADER.size + length}")
+            return Frame(kind, nanoseconds, call, bytes(self._scratch[HEADER.size : count]))
+        self._head = (kind, nanoseconds, call)
+        self._begin_parcel(form, length, count)
+        return None
 
-    def filled(self, count: int) -> list[Frame]:
-        """Return the frames that are whole now that ``count`` more bytes are in `space`."""
-        if self._large is not None:
-            self._large_end += count
-            if self._large_end < len(self._large):
-                return []
-            frame = Frame(*self._large_head, self._large)
-            self._large = None
-            return [frame]
-        self._end += count
-        return self._split()
-
-    def _split(self) -> list[Frame]:
-        frames = []
-        start, end, scratch = 0, self._end, self._scratch
-        while end - start >= HEADER.size:
-            kind, call, length = HEADER.unpack_from(scratch, start)
-            if not 1 <= kind <= len(Kind):
-                raise WireError(f"no frame begins with byte {kind}")
-            body = start + HEADER.size
-            if length > end - body:
-                if length > SCRATCH - HEADER.size:
-                    self._begin_large(kind, call, length, memoryview(scratch)[body:end])
-                    start = end
-                break
-            start = body + length
-            frames.append(Frame(kind, call, bytes(memoryview(scratch)[body:start])))
-        # What is left of a small frame moves to the front, so that there is always space for the rest of it.
-        rest = end - start
-        if start and rest:
-            scratch[:rest] = scratch[start:end]
-        self._end = rest
-        return frames
-
-    def _begin_large(self, kind: int, call: int, length: int, begun: memoryview) -> None:
+    def attached(self, descriptors: Sequence[int]) -> Frame:
+        """Return the message that a packet with this descriptor completes."""
+        self.awaits_descriptor = False
+        if not descriptors:
+            return Frame(*self._head, None)
         try:
-            self._large = bytearray(length)
-        except (MemoryError, OverflowError) as error:
-            raise WireError(f"no memory for a frame of {length} bytes") from error
-        self._large[: len(begun)] = begun
-        self._large_end = len(begun)
-        self._large_head = (kind, call)
+            content = Parcel.view(descriptors[0], self._access)
+        except (OSError, ValueError):
+            return Frame(*self._head, None)
+        return self._parcel(content)
+
+    def _begin_parcel(self, form: int, length: int, count: int) -> None:
+        table = bytes(self._scratch[HEADER.size : count])
+        if form not in (Form.PIECES, Form.DESCRIPTOR) or not table or len(table) % LENGTH.size:
+            raise WireError(f"no message of {count} bytes has the form {form}")
+        self._lengths = [length for (length,) in LENGTH.iter_unpack(table)]
+        self.awaits_descriptor = form == Form.DESCRIPTOR
+        if form == Form.PIECES:
+            try:
+                self._large, self._large_end = memoryview(bytearray(length)), 0
+            except (MemoryError, OverflowError) as error:
+                raise WireError(f"no memory for a message of {length} bytes") from error
+
+    def _piece(self, large: memoryview, count: int) -> Frame | None:
+        self._large_end += count
+        if self._large_end < len(large):
+            return None
+        self._large = None
+        return self._parcel(large)
+
+    def _parcel(self, content: memoryview) -> Frame:
+        try:
+            payload, *buffers = parts_of(content, self._lengths)
+        except ValueError as error:
+            raise WireError(f"a parcel of {len(content)} bytes has no parts of {self._lengths} bytes") from error
+        return Frame(*self._head, payload, buffers)

@@ -84,7 +84,7 @@ class Backend(Protocol):
         ...
 
     def abandon(self) -> None:
-        """Do what `terminate` does, from any thread, with or without a running loop, and without waiting."""
+        """Do what `terminate` does, with or without a running loop, and without waiting."""
         ...
 
     def describe(self) -> str:

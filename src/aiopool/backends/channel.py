@@ -1,4 +1,4 @@
-"""The parent's end of a worker's channel: frames over a socket, on the event loop.
+"""The parent's end of a worker's channel: messages over a socket, on the event loop.
 
 It stands on ``add_reader`` and ``add_writer`` rather than on a transport: what is sent is written from where it
 lies, a large payload is received into its own buffer, and closing is silent even when the loop is closed already.
@@ -7,16 +7,17 @@ lies, a large payload is received into its own buffer, and closing is silent eve
 from __future__ import annotations
 
 import asyncio
+import mmap
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from .. import wire
 
 __all__ = ["Channel"]
 
-MOST_BUFFERS = 64
-"""Buffers handed to one system call."""
+MOST_FRAMES = 256
+"""Messages received before others in the loop have their turn."""
 
 
 class Channel:
@@ -25,40 +26,43 @@ class Channel:
     Args:
         loop: where it is used.
         sock: connected, owned by the channel from now on.
-        on_frame: called with each frame.
-        on_garbled: called once, when what arrives is no frame.
+        on_frames: called with the messages that have arrived.
+        on_garbled: called once, when what arrives is no message.
     """
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         sock: socket.socket,
-        on_frame: Callable[[wire.Frame], None],
+        on_frames: Callable[[list[wire.Frame]], None],
         on_garbled: Callable[[], None],
     ) -> None:
         self._loop = loop
         self._sock = sock
         self._fd = sock.fileno()  # for the loop: uvloop keeps a socket that it is given open beyond its close()
-        self._on_frame = on_frame
+        self._on_frames = on_frames
         self._on_garbled = on_garbled
-        self._decoder = wire.Decoder()
-        self._backlog: deque[memoryview] = deque()  # what the kernel has not taken yet
+        self._decoder = wire.Decoder(mmap.ACCESS_WRITE)
+        self._unsent: deque[wire.Packet] = deque()  # packets that the kernel has not taken yet
         sock.setblocking(False)
         loop.add_reader(self._fd, self._receive)
 
-    def send(self, parts: list[bytes]) -> None:
-        """Send a frame. To a worker that is gone nothing is sent: its death is reported elsewhere."""
-        waiting = bool(self._backlog)
-        self._backlog.extend(map(memoryview, parts))
+    def send(self, packets: Sequence[wire.Packet]) -> None:
+        """Send a message. To a worker that is gone nothing is sent: its death is reported elsewhere."""
+        waiting = bool(self._unsent)
+        self._unsent.extend(packets)
         if not waiting:
             self._transmit()
-            if self._backlog:
+            if self._unsent:
                 self._loop.add_writer(self._fd, self._resume)
 
-    @property
-    def unsent(self) -> int:
-        """How many bytes the kernel has not taken yet."""
-        return sum(map(len, self._backlog))
+    def take_unsent(self) -> list[wire.Packet]:
+        """Return the packets that the kernel has not taken, and do not send them."""
+        packets = list(self._unsent)
+        if packets:
+            self._unsent.clear()
+            self._loop.remove_writer(self._fd)
+        return packets
 
     def receive_rest(self) -> None:
         """Report what has arrived already, when nothing more will come."""
@@ -75,36 +79,38 @@ class Channel:
 
     def _resume(self) -> None:
         self._transmit()
-        if not self._backlog:
+        if not self._unsent:
             self._loop.remove_writer(self._fd)
 
     def _transmit(self) -> None:
-        backlog = self._backlog
-        while backlog:
-            try:
-                sent = self._sock.sendmsg([backlog[i] for i in range(min(len(backlog), MOST_BUFFERS))])
-            except BlockingIOError:
-                return
-            except OSError:  # nobody can read it any more; that is for the worker's death to report
-                return
-            while backlog and sent >= len(backlog[0]):
-                sent -= len(backlog.popleft())
-            if sent:
-                backlog[0] = backlog[0][sent:]
+        unsent = self._unsent
+        try:
+            while unsent:
+                wire.send(self._sock, unsent[0])
+                unsent.popleft()
+        except BlockingIOError:
+            pass  # `_resume` goes on
+        except OSError:
+            pass  # nobody can read it any more; that is for the worker's death to report
 
     def _receive(self) -> bool:
-        """Receive once; return whether there may be more."""
-        if self._sock.fileno() == -1:
-            return False
+        """Receive what there is; return whether there may be more."""
+        frames: list[wire.Frame] = []
+        garbled = more = False
+        decoder, sock = self._decoder, self._sock
         try:
-            count = self._sock.recv_into(self._decoder.space())
-            frames = self._decoder.filled(count)
+            for _ in range(MOST_FRAMES):
+                frame = wire.receive(sock, decoder)
+                if frame is not None:
+                    frames.append(frame)
+            more = True
         except BlockingIOError:
-            return False
+            pass  # that was all
         except (OSError, wire.WireError):
+            garbled = True
+        if frames:
+            self._on_frames(frames)
+        if garbled and sock.fileno() != -1:
             self._loop.remove_reader(self._fd)
             self._on_garbled()
-            return False
-        for frame in frames:
-            self._on_frame(frame)
-        return True
+        return more

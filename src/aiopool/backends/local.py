@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import deque
 from collections.abc import Callable
 from multiprocessing.context import BaseContext
@@ -15,11 +16,15 @@ from ..exceptions import AioPoolError, InitializerError, PoolNotRunning
 from ..phases import PoolPhase, WorkerPhase
 from ..recycling import RecyclePolicy
 from ..worker.main import Initializer
-from .base import in_loop
 from .process import End, WorkerProcess, failed_start
 from .start_methods import UNGUARDED, UNGUARDED_TEXT
 
 __all__ = ["LocalBackend"]
+
+DEPTH = 128
+"""How many calls a worker may have in its channel: as many small messages as a socket's buffer surely takes."""
+
+NANO = 1_000_000_000
 
 
 class LocalBackend:
@@ -42,12 +47,14 @@ class LocalBackend:
         self._context = context
         self._initializer = initializer
         self._memory_limit = memory_limit
-        self._dispatcher = Dispatcher(seats, policy, grace=grace, start_timeout=start_timeout)
+        self._dispatcher = Dispatcher(seats, policy, grace=grace, start_timeout=start_timeout, depth=DEPTH)
         self._processes: dict[int, WorkerProcess] = {}
+        self._unstarted: deque[int] = deque()  # workers that are to get a process
         self._commands: deque[Command] = deque()
         self._performing = False
         self._notice: Callable[[], None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._timer_at = 0.0  # kept here: when it is due at once, uvloop makes a handle that does not know its time
         self._started: asyncio.Future[None]
         self._closed: asyncio.Future[None] | None = None
 
@@ -87,7 +94,9 @@ class LocalBackend:
 
     def submit(self, call: Call) -> None:
         """Take a call."""
-        self._perform(self._dispatcher.submit(call, self.loop.time()))
+        commands = self._dispatcher.submit(call, self.loop.time())
+        if commands:
+            self._perform(commands)
 
     def cancel(self, call: Call) -> None:
         """End a call; one that runs ends with its worker."""
@@ -120,15 +129,9 @@ class LocalBackend:
             await asyncio.wait([self._closed])
 
     def abandon(self) -> None:
-        """End everything for a pool that nobody holds any more, maybe in another thread or after the loop's end."""
+        """End everything for a pool that nobody holds any more, maybe after the loop's end."""
         if self.phase in (PoolPhase.NEW, PoolPhase.CLOSED):
             return
-        if self.loop.is_running() and not in_loop(self.loop):
-            self.loop.call_soon_threadsafe(self._abandon)
-        else:
-            self._abandon()
-
-    def _abandon(self) -> None:
         now = self.loop.time()
         commands = self._dispatcher.terminate(now)
         for process in self._processes.values():
@@ -136,7 +139,10 @@ class LocalBackend:
         for worker, process in self._processes.items():
             process.abandon()
             commands += self._dispatcher.died(worker, process.pid, None, now)
+        for worker in self._unstarted:
+            commands += self._dispatcher.died(worker, None, None, now)
         self._processes.clear()
+        self._unstarted.clear()
         if self._timer is not None:
             self._timer.cancel()
         if not self.loop.is_closed():
@@ -150,13 +156,22 @@ class LocalBackend:
 
     # What workers do, as told by `WorkerProcess`.
 
-    def received(self, worker: int, frame: wire.Frame) -> None:
-        """A worker sent a frame."""
+    def received(self, worker: int, frames: list[wire.Frame]) -> None:
+        """A worker sent messages."""
         now = self.loop.time()
-        if frame.kind in (wire.Kind.RESULT, wire.Kind.FAILED):
-            reply = Reply(frame.kind == wire.Kind.FAILED, frame.payload)
-            self._perform(self._dispatcher.replied(worker, frame.call, reply, now))
-        elif frame.kind == wire.Kind.BEGUN:
+        answers = (wire.Kind.RESULT, wire.Kind.FAILED)
+        for answered, group in itertools.groupby(frames, lambda frame: frame.kind in answers):
+            if worker not in self._processes:
+                return  # what came before has ended it
+            if answered:
+                self._perform(self._dispatcher.replied(worker, map(_reply_in, group), now))
+            else:
+                for frame in group:
+                    self._told(worker, frame, now)
+
+    def _told(self, worker: int, frame: wire.Frame, now: float) -> None:
+        """A worker sent what is no answer."""
+        if frame.kind == wire.Kind.BEGUN:
             self._perform(self._dispatcher.began(worker, frame.call, now))
         elif frame.kind == wire.Kind.HEAVY:
             self._perform(self._dispatcher.due(worker, now))
@@ -168,7 +183,7 @@ class LocalBackend:
             self.garbled(worker)
 
     def garbled(self, worker: int) -> None:
-        """A worker sent what is no frame."""
+        """A worker sent what is no message."""
         self._perform(self._dispatcher.garbled(worker, self.loop.time()))
 
     def gone(self, worker: int, end: End) -> None:
@@ -186,7 +201,7 @@ class LocalBackend:
         for call in reversed(self._dispatcher.workers[worker].calls):
             if unread <= 0:
                 break
-            unread -= wire.length(call.payload)
+            unread -= wire.packets(call.payload)
             unseen += 1
         return unseen
 
@@ -213,18 +228,36 @@ class LocalBackend:
                 call.finish(outcome)
             case Send(worker, call):
                 kind = wire.Kind.CALL if call.limits.timeout is None else wire.Kind.TIMED
-                self._processes[worker].send(wire.encode(kind, call.id, *call.payload))
+                self._processes[worker].send(wire.encode(kind, call.id, call.payload))
             case Interrupt(worker, call):
                 self._processes[worker].interrupt(call.id)
             case Spawn(worker, _seat):
-                self._spawn(worker)
+                self._unstarted.append(worker)
+                if len(self._unstarted) == 1:
+                    self.loop.call_soon(self._start_next)
             case Dismiss(worker):
                 self._processes[worker].dismiss()
             case Kill(worker):
-                if worker in self._processes:  # else it could not even be started, which is reported already
-                    self._processes[worker].kill()
-            case Recall(worker):  # nothing is sent ahead, so nothing comes back
-                self._perform(self._dispatcher.recalled(worker, (), self.loop.time()))
+                self._kill(worker)
+            case Recall(worker):
+                calls = [wire.call_of(packet) for packet in self._processes[worker].take_back()]
+                self._perform(self._dispatcher.recalled(worker, calls, self.loop.time()))
+
+    def _kill(self, worker: int) -> None:
+        if worker in self._processes:
+            self._processes[worker].kill()
+        elif worker in self._unstarted:  # else it could not even be started, which is reported already
+            self._unstarted.remove(worker)
+            self._perform(self._dispatcher.died(worker, None, None, self.loop.time()))
+
+    def _start_next(self) -> None:
+        """Start one process; the next has to wait for the loop's next turn, or many would hold up everything else."""
+        try:
+            if self._unstarted:
+                self._spawn(self._unstarted.popleft())
+        finally:
+            if self._unstarted:
+                self.loop.call_soon(self._start_next)
 
     def _spawn(self, worker: int) -> None:
         try:
@@ -248,11 +281,11 @@ class LocalBackend:
         if phase is PoolPhase.CLOSED and not self._closed.done():
             self._closed.set_result(None)
         deadline = self._dispatcher.deadline()
-        if self._timer is not None and self._timer.when() != deadline:
+        if self._timer is not None and self._timer_at != deadline:
             self._timer.cancel()
             self._timer = None
         if deadline is not None and self._timer is None and phase is not PoolPhase.CLOSED:
-            self._timer = self.loop.call_at(deadline, self._tick)
+            self._timer, self._timer_at = self.loop.call_at(deadline, self._tick), deadline
         if self._notice is not None:
             self._notice()
 
@@ -264,10 +297,18 @@ class LocalBackend:
         return self.loop.time() if self._closed is not None else 0.0
 
 
+def _reply_in(frame: wire.Frame) -> tuple[int, Reply]:
+    seconds = frame.nanoseconds / NANO
+    if frame.payload is None:
+        lost = AioPoolError("the result could not be received: this process has no descriptor left for its memory")
+        return frame.call, Reply(True, failures.encode(lost), (), seconds)
+    return frame.call, Reply(frame.kind == wire.Kind.FAILED, frame.payload, frame.buffers, seconds)
+
+
 def _failure_of(frame: wire.Frame) -> InitializerError:
     error = InitializerError("the initializer failed in a worker")
     try:
-        error.__cause__ = failures.decode(frame.payload, None)
+        error.__cause__ = failures.decode(frame.payload or b"", None)
     except Exception as garbled:  # noqa: BLE001 - a job has written this, and nobody will ever see it
         error.__cause__ = garbled
     return error

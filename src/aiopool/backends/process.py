@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import multiprocessing.process
 import os
-import select
 import signal
 import socket
-import struct
-import termios
+import sys
 import threading
 import weakref
+from collections.abc import Callable, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
@@ -32,6 +30,12 @@ __all__ = ["End", "Observer", "WorkerProcess", "failed_start"]
 
 PIDFD_SIGNAL_PROCESS_GROUP = 4
 """A flag of pidfd_send_signal(2), from Linux 6.9 on: the whole group, also when its leader is reaped."""
+
+MESSAGES = socket.SOCK_SEQPACKET if sys.platform != "darwin" else socket.SOCK_DGRAM
+"""A kind of socket that keeps messages apart and in order; macOS has only the other one."""
+
+REAP_GRACE = 5.0
+"""Seconds that the fork server has to tell the exit code of a process that has ended."""
 
 START_GRACE = 5.0
 """Seconds that the start of an unwanted process may take to return before it is left to itself."""
@@ -56,11 +60,11 @@ os.register_at_fork(after_in_child=_close_ends_in_child)
 class Observer(Protocol):
     """Who is told what a worker does. The number is the worker's."""
 
-    def received(self, worker: int, frame: wire.Frame) -> None:
-        """It sent a frame."""
+    def received(self, worker: int, frames: list[wire.Frame]) -> None:
+        """It sent messages."""
 
     def garbled(self, worker: int) -> None:
-        """It sent what is no frame."""
+        """It sent what is no message."""
 
     def gone(self, worker: int, end: End) -> None:
         """Its process is reaped, or was never started, and nothing of it is left."""
@@ -72,7 +76,7 @@ class End(NamedTuple):
     Attributes:
         pid: None when there never was one.
         exitcode: None when nobody could tell.
-        unread: how many of the last bytes that were sent to it, it has not read.
+        unread: how many of the last packets that were sent to it, it has not read.
         cause: why the process could not be started, or None.
     """
 
@@ -85,8 +89,8 @@ class End(NamedTuple):
 class WorkerProcess:
     """Starts a worker's process, talks to it, kills it, and reports its end.
 
-    The worker's end of the channel stays open here, too: what the worker has not read when it dies can then be
-    counted, so that a call which it never saw is not taken for one that killed it.
+    The worker's end of the channel stays open here, too: what the worker has not read can then be taken back, whatever
+    the worker does, and when it dies, a call which it never saw is not taken for one that killed it.
 
     Args:
         number: what the observer knows it by.
@@ -115,10 +119,11 @@ class WorkerProcess:
         self._starter: threading.Thread | None = None
         self._unwanted = False
         self._dismissed = False
+        self._patience: asyncio.TimerHandle | None = None
         self._channel: Channel | None = None
         self._pidfd: int | None = None
         with contextlib.ExitStack() as opened:  # all of them, or none
-            self._own_end, self._workers_end = map(isolation.above_stdio, socket.socketpair())
+            self._own_end, self._workers_end = map(isolation.above_stdio, socket.socketpair(socket.AF_UNIX, MESSAGES))
             opened.push(self._own_end)
             opened.push(self._workers_end)
             self._workers_lifeline, self._lifeline = map(opened.enter_context, context.Pipe(duplex=False))
@@ -148,10 +153,20 @@ class WorkerProcess:
             else:
                 self._starter = starter
 
-    def send(self, parts: list[bytes]) -> None:
-        """Send a frame."""
+    def send(self, packets: Sequence[wire.Packet]) -> None:
+        """Send a message."""
         if self._channel is not None:
-            self._channel.send(parts)
+            self._channel.send(packets)
+
+    def take_back(self) -> list[wire.Packet]:
+        """Return the packets that it has not read, and never will; of each no more than its header."""
+        packets: list[wire.Packet] = []
+        with contextlib.suppress(BlockingIOError):
+            while packet := self._workers_end.recv(wire.HEADER.size, socket.MSG_DONTWAIT):
+                packets.append(packet)
+        if self._channel is not None:
+            packets += self._channel.take_unsent()
+        return packets
 
     def dismiss(self) -> None:
         """Tell it to leave by itself."""
@@ -188,7 +203,7 @@ class WorkerProcess:
         if self._starter is not None:
             self._starter.join(START_GRACE)
         if self.pid is not None:
-            self._process.join()
+            self._process.join(REAP_GRACE)
         self._close()
 
     # Start.
@@ -204,16 +219,14 @@ class WorkerProcess:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _start_in_thread(self) -> None:
-        resource_tracker.ensure_running()  # which unblocks SIGINT when it starts
-        # What this thread starts begins with SIGINT blocked: Ctrl-C has nothing to say to it while it still imports.
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-        failure = self._start()
+        failure = self._start(_prepare_thread)
         with contextlib.suppress(RuntimeError):  # the loop is closed, and everything abandoned
             self._loop.call_soon_threadsafe(self._attach, failure)
 
-    def _start(self) -> InitializerError | None:
+    def _start(self, prepare: Callable[[], None] = lambda: None) -> InitializerError | None:
         """Start the process; return why that failed, or None."""
         try:
+            prepare()
             self._process.start()
         except Exception as error:  # noqa: BLE001 - of pickling, of the system, of the user's context: all end the start
             return failed_start(error)
@@ -250,8 +263,8 @@ class WorkerProcess:
 
     # What it does.
 
-    def _received(self, frame: wire.Frame) -> None:
-        self._observer.received(self.number, frame)
+    def _received(self, frames: list[wire.Frame]) -> None:
+        self._observer.received(self.number, frames)
 
     def _garbled(self) -> None:
         self._observer.garbled(self.number)
@@ -274,20 +287,22 @@ class WorkerProcess:
                 self._process.join()  # the sentinel, which is all there is then, closes a moment before the end
             self._reaped()
         elif self._process.exitcode is None:
-            # The fork server reaps it, and only then tells the exit code.
+            # The fork server reaps it, and only then tells the exit code; unless it is stopped, or stuck.
             self._loop.add_reader(self._process.sentinel, self._reaped)
+            self._patience = self._loop.call_later(REAP_GRACE, self._reaped)
         else:
             self._reaped()
 
     def _reaped(self) -> None:
-        unsent = self._channel.unsent if self._channel else 0
-        self._report(End(self.pid, self._process.exitcode, unsent + _bytes_waiting(self._workers_end)))
+        self._report(End(self.pid, self._process.exitcode, len(self.take_back())))
 
     def _report(self, end: End) -> None:
         self._close()
         self._observer.gone(self.number, end)
 
     def _close(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
         if self._channel is not None:
             self._channel.close()
             if not self._loop.is_closed():
@@ -322,8 +337,14 @@ class WorkerProcess:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         except OSError:  # an older kernel: by number, as long as the number is certainly its own
             reaped_by_us = self._start_method != "forkserver"
-            if reaped_by_us or not select.select([pidfd], [], [], 0)[0]:
+            if reaped_by_us or not isolation.is_readable(pidfd):
                 _kill_by_pid(self._process.pid)
+
+
+def _prepare_thread() -> None:
+    resource_tracker.ensure_running()  # which unblocks SIGINT when it starts
+    # What this thread starts begins with SIGINT blocked: Ctrl-C has nothing to say to it while it still imports.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
 
 
 def failed_start(error: Exception) -> InitializerError:
@@ -331,12 +352,6 @@ def failed_start(error: Exception) -> InitializerError:
     failure = InitializerError(f"a worker process could not be started: {error}")
     failure.__cause__ = error
     return failure
-
-
-def _bytes_waiting(sock: socket.socket) -> int:
-    """Return how much has arrived at a socket and was not read."""
-    (count,) = struct.unpack("i", fcntl.ioctl(sock, termios.FIONREAD, b"\0\0\0\0"))
-    return int(count)
 
 
 def _kill_by_pid(pid: int) -> None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 import multiprocessing.forkserver
 import multiprocessing.process
+import multiprocessing.spawn
 import os
 import sys
 from multiprocessing.context import BaseContext
+from pathlib import Path
 
-__all__ = ["UNGUARDED", "UNGUARDED_TEXT", "end_unguarded_import", "preload"]
+from ..exceptions import InitializerError
+
+__all__ = ["UNGUARDED", "UNGUARDED_TEXT", "end_unguarded_import", "prepare"]
 
 WORKERS_SIDE = "aiopool.worker.preloaded"
 
@@ -38,11 +42,27 @@ def end_unguarded_import() -> None:
         os._exit(UNGUARDED)
 
 
-def preload(context: BaseContext, names: tuple[str, ...]) -> None:
-    """Have the fork server import the worker's side and these modules, beside what it was told before.
+def prepare(context: BaseContext, names: tuple[str, ...]) -> None:
+    """Get ready for a pool's start, or raise `InitializerError` where workers could never be started.
 
-    It has no effect on one that runs already; the workers then import the modules themselves.
+    The fork server is told to import the worker's side and these modules, beside what it was told before. That has no
+    effect on one that runs already; the workers then import the modules themselves.
     """
-    if context.get_start_method() == "forkserver":
+    method = context.get_start_method()
+    if method != "fork":
+        _check_main()
+    if method == "forkserver":
         told = multiprocessing.forkserver._forkserver._preload_modules  # type: ignore[attr-defined]  # noqa: SLF001
+        if told == ["__main__"]:  # the default. Where it has an effect (from Python 3.13.8 on), a main module that
+            told = []  # fails would end the fork server, which tells nobody why; in a worker it is a clear error
         context.set_forkserver_preload(list(dict.fromkeys([*told, WORKERS_SIDE, *names])))
+
+
+def _check_main() -> None:
+    """Refuse a main module that was read from a pipe: each worker would fail to import it, and print a traceback."""
+    path = Path(multiprocessing.spawn.get_preparation_data("").get("init_main_from_path", ""))
+    if path.name == "<stdin>" and not path.exists():
+        raise InitializerError(
+            "the program was read from its standard input, where workers cannot import it from. Put it into a file, "
+            'or run it with `python -c` and what workers run in a module; or use context="fork"'
+        )

@@ -2,7 +2,8 @@
 
 The parent writes the call's id into a pipe and signals the process. Python runs the signal's handler in the main
 thread, which is the one that runs calls: it reads the ids, and raises if the call that runs now is among them. A call
-that has ended meanwhile is not the one that runs, so nothing is raised into the next.
+that has ended meanwhile is not the one that runs, so nothing is raised into the next. A call that has not begun yet,
+since the pipe and the signal may overtake the channel, is interrupted as it begins.
 """
 
 from __future__ import annotations
@@ -34,14 +35,28 @@ class Control:
 
     def __init__(self, descriptor: int) -> None:
         self.current: int | None = None
+        self._early: set[int] = set()  # ids that came when another call ran, or none
         self._descriptor = descriptor
         os.set_blocking(descriptor, False)
         signal.signal(INTERRUPT, self._interrupt)
+
+    def begin(self, call: int) -> None:
+        """From now on this call runs; raise if it was interrupted before it came here."""
+        self.current = call
+        early, self._early = self._early, set()
+        if call in early:
+            raise CallInterrupted
+
+    def end(self) -> None:
+        """No call runs."""
+        self.current = None
 
     def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
         try:
             ids = os.read(self._descriptor, MOST_IDS * ID.size)
         except OSError:  # nothing was written, or the job has closed it
             return
-        if self.current is not None and (self.current,) in ID.iter_unpack(ids):
+        calls = {call for (call,) in ID.iter_unpack(ids)}
+        if self.current in calls:
             raise CallInterrupted
+        self._early |= calls

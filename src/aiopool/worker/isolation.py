@@ -12,7 +12,9 @@ from types import FrameType
 
 from .control import INTERRUPT
 
-__all__ = ["above_stdio", "die_with", "forked_children_are_ordinary", "leave_parents_group", "quieten_signals"]
+__all__ = [
+    "above_stdio", "die_with", "forked_children_are_ordinary", "is_readable", "leave_parents_group", "quieten_signals",
+]  # fmt: skip
 
 FIRST_FREE = 3
 """The first descriptor that no job takes for its standard input, output or errors."""
@@ -84,10 +86,17 @@ def die_with(lifeline: int) -> None:
         fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
         fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
         fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | fcntl.FASYNC)
-        if select.select([lifeline], [], [], 0)[0]:  # closed before we listened
+        if is_readable(lifeline):  # closed before we listened
             _kill_group()
     else:
         threading.Thread(target=_kill_group_after, args=(lifeline,), daemon=True, name="aiopool-lifeline").start()
+
+
+def is_readable(descriptor: int) -> bool:
+    """Return whether something can be read, or the end has come; poll() takes numbers above 1023, select() does not."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _kill_group_after(lifeline: int) -> None:

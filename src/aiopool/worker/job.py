@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pickle
 import types
-from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from time import perf_counter_ns
+from typing import Any, NamedTuple, TypeVar
 
 from .. import failures, wire
-from ..exceptions import NotPicklable
+from ..exceptions import AioPoolError, CallInterrupted, NotPicklable
+from ..parcels import Payload, dumps, wrap
 from .control import Control
 
 __all__ = ["each_of_chunk", "map_chunk", "run", "starmap_chunk"]
@@ -19,36 +21,64 @@ HIDDEN = (__file__,)
 """Files whose frames a user's traceback does not begin with."""
 
 
-def run(frame: wire.Frame, control: Control) -> list[bytes]:
-    """Do what a CALL frame asks for; return the frame that answers it. Raises nothing."""
+class Answer(NamedTuple):
+    """How a call has ended.
+
+    Attributes:
+        kind: of the message that says so.
+        payload: the value or the failure, pickled.
+        nanoseconds: how long it took.
+    """
+
+    kind: wire.Kind
+    payload: Payload
+    nanoseconds: int
+
+
+def run(frame: wire.Frame, control: Control) -> Answer:
+    """Do what a CALL asks for; return what to answer. Raises nothing."""
+    begun = perf_counter_ns()
     try:
-        result = _result(frame, control)
+        kind, payload = wire.Kind.RESULT, _result(frame, control)
     except BaseException as error:  # noqa: BLE001 - whatever a job raises is its outcome, and no end of the worker
-        return wire.encode(wire.Kind.FAILED, frame.call, failures.encode(error, HIDDEN))
-    return wire.encode(wire.Kind.RESULT, frame.call, result)
+        kind, payload = wire.Kind.FAILED, wrap(failures.encode(error, HIDDEN), (), wire.LARGEST)
+    return Answer(kind, payload, perf_counter_ns() - begun)
 
 
-def _result(frame: wire.Frame, control: Control) -> bytes:
-    pickled_function, pickled_arguments = wire.unpack_call(frame.payload)
-    control.current = frame.call
+def _result(frame: wire.Frame, control: Control) -> Payload:
+    if frame.payload is None:
+        raise AioPoolError("the arguments could not be received: the worker has no descriptor left for their memory")
     try:
-        function = _loads("function", pickled_function)
-        args, kwds = _loads("arguments", pickled_arguments)
+        control.begin(frame.call)
+        function, args, kwds = _unpickled(frame.payload, frame.buffers)
         return _dumps(_checked(function(*args, **kwds)))
     finally:
-        control.current = None
+        control.end()
 
 
-def _loads(what: str, pickled: memoryview) -> Any:
+def _unpickled(
+    payload: bytes | memoryview, buffers: Sequence[memoryview]
+) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+    """Return function and arguments; of a large payload is kept only what they use, so that the call has the rest."""
+    pickled_function, pickled_arguments = wire.unpack_call(payload)
+    with pickled_function, pickled_arguments:
+        function = _loads("function", pickled_function)
+        args, kwds = _loads("arguments", pickled_arguments, buffers)
+    if isinstance(payload, memoryview):
+        payload.release()
+    return function, args, kwds
+
+
+def _loads(what: str, pickled: memoryview, buffers: Sequence[memoryview] = ()) -> Any:
     try:
-        return pickle.loads(pickled)
+        return pickle.loads(pickled, buffers=buffers)
     except BaseException as error:
         raise _refusal(what, error) from error
 
 
-def _dumps(value: object) -> bytes:
+def _dumps(value: object) -> Payload:
     try:
-        return pickle.dumps(value, protocol=5)
+        return wrap(*dumps(value), wire.LARGEST)
     except BaseException as error:
         raise _refusal("result", error) from error
 
@@ -81,6 +111,8 @@ def each_of_chunk(function: Callable[[Any], T], items: Iterable[Any]) -> list[T 
     for item in items:
         try:
             values.append(_checked(function(item)))
+        except CallInterrupted:  # means the whole chunk
+            raise
         except BaseException as error:  # noqa: BLE001 - an item's outcome, see `run`
             values.append(failures.ItemFailure(failures.encode(error, HIDDEN)))
     return values

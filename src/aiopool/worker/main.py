@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import os
 import pickle
+import select
 import signal
 import socket
 import sys
@@ -19,7 +20,8 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple
 
 from .. import failures, wire
-from ..exceptions import NotPicklable
+from ..exceptions import NotPicklable, what_to_do
+from ..parcels import Payload, wrap
 from . import isolation, job
 from .control import Control
 from .memory import resident_bytes
@@ -64,7 +66,13 @@ class PickledInitializer:
 
     def run(self) -> None:
         """Unpickle it and run it."""
-        Initializer(*pickle.loads(self.pickled)).run()
+        try:
+            content = pickle.loads(self.pickled)
+        except AttributeError as error:
+            if hint := what_to_do(str(error)):
+                error.add_note(hint)
+            raise
+        Initializer(*content).run()
 
 
 class Inheritance(NamedTuple):
@@ -130,43 +138,55 @@ def _introduce(channel: socket.socket, initializer: Initializer | PickledInitial
     try:
         initializer.run()
     except BaseException as error:  # noqa: BLE001 - whatever it raises, the parent is to hear of it
-        _send(channel, wire.encode(wire.Kind.UNFIT, 0, failures.encode(error, (__file__,))))
+        _send(channel, wire.Kind.UNFIT, 0, wrap(failures.encode(error, (__file__,)), (), wire.LARGEST))
         return False
-    _send(channel, wire.encode(wire.Kind.READY))
+    _send(channel, wire.Kind.READY)
     return True
 
 
 def _serve(channel: socket.socket, control: Control, memory_limit: int | None) -> None:
-    decoder = wire.Decoder()
-    while count := channel.recv_into(decoder.space()):
-        for frame in decoder.filled(count):
-            if frame.kind == wire.Kind.LEAVE:
-                return
-            _answer(channel, frame, control)
-            del frame  # or its arguments would be kept while we wait
-            if memory_limit is not None and resident_bytes() > memory_limit:
-                _send(channel, wire.encode(wire.Kind.HEAVY))
+    decoder, arrival = wire.Decoder(), select.poll()
+    arrival.register(channel, select.POLLIN)
+    while (frame := _receive(channel, decoder, arrival)).kind != wire.Kind.LEAVE:
+        _answer(channel, frame, control)
+        del frame  # or its arguments would be kept while we wait
+        if memory_limit is not None and resident_bytes() > memory_limit:
+            _send(channel, wire.Kind.HEAVY)
+
+
+def _receive(channel: socket.socket, decoder: wire.Decoder, arrival: select.poll) -> wire.Frame:
+    """Receive a message.
+
+    We never wait in a call that receives: a worker that is killed there could take along a message that comes after
+    its death, and nobody would know that it has not begun it.
+    """
+    while True:
+        try:
+            frame = wire.receive(channel, decoder, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            arrival.poll()
+        else:
+            if frame is not None:
+                return frame
 
 
 def _answer(channel: socket.socket, frame: wire.Frame, control: Control) -> None:
     if frame.kind == wire.Kind.TIMED:
-        _send(channel, wire.encode(wire.Kind.BEGUN, frame.call))
-    reply = job.run(frame, control)
+        _send(channel, wire.Kind.BEGUN, frame.call)
+    answer = job.run(frame, control)
     _flush()
-    _send(channel, reply)
+    _send(channel, answer.kind, frame.call, answer.payload, answer.nanoseconds)
 
 
 def _flush() -> None:
     """Write out what the job printed: a worker that is killed later would take it along."""
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            with contextlib.suppress(OSError, ValueError):  # closed by the job, or nobody reads it
-                stream.flush()
+        try:
+            stream.flush()
+        except Exception:  # noqa: BLE001, S112 - there is none, or the job has closed it, or put something else there
+            continue
 
 
-def _send(channel: socket.socket, parts: list[bytes]) -> None:
-    if sum(map(len, parts)) <= wire.SCRATCH:
-        channel.sendall(b"".join(parts))
-    else:
-        for part in parts:
-            channel.sendall(part)
+def _send(channel: socket.socket, kind: wire.Kind, call: int = 0, payload: Payload = b"", nanoseconds: int = 0) -> None:
+    for packet in wire.encode(kind, call, payload, nanoseconds):
+        wire.send(channel, packet)

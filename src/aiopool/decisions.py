@@ -1,0 +1,331 @@
+"""What the dispatcher does about what has happened: who is sent which call, who goes, who is started, what ends.
+
+Nothing here is called from outside; `aiopool.dispatch` says how the two belong together.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from .backlog import Backlog
+from .calls import Call, CallPhase, Outcome
+from .commands import Command, Dismiss, Finish, Interrupt, Kill, Recall, Send, Spawn
+from .exceptions import AioPoolError, BrokenPool, CallTimeout, InitializerError, PoolTerminated, WorkerDied
+from .losses import Losses
+from .phases import POOL_MOVES, PoolPhase, WorkerPhase
+from .recycling import RecyclePolicy
+from .seats import Crew, Worker
+
+__all__ = ["AHEAD", "BEGIN_TIMEOUT", "LEAVE_GRACE", "OVERDUE", "START_TIMEOUT", "Decisions"]
+
+LEAVE_GRACE = 5.0
+"""Seconds that a dismissed worker has for its atexit handlers and threads before it is killed."""
+
+START_TIMEOUT = 60.0
+"""Seconds that a worker has to become ready."""
+
+BEGIN_TIMEOUT = 60.0
+"""Seconds, beside its own, that a call with a time limit has before its worker says that it begins."""
+
+AHEAD = 0.001
+"""Seconds of work, as far as can be predicted, that a worker has in its channel at most when more is sent to it."""
+
+OVERDUE = 0.005
+"""Seconds after which a call that was predicted to be short is taken for a long one."""
+
+
+class Decisions:
+    """The state, and what is decided on it.
+
+    Args:
+        seats: how many calls may run at once.
+        policy: when a worker has served enough.
+        grace: seconds from the interruption of a call to the end of its worker; 0 for no interruption.
+        start_timeout: seconds that a worker has to become ready.
+        depth: how many calls a worker may have in its channel, the running one included.
+        jitter: returns a number from 0 to 1; spreads the delays between starts after failures.
+    """
+
+    def __init__(
+        self,
+        seats: int,
+        policy: RecyclePolicy,
+        *,
+        grace: float = 0.0,
+        start_timeout: float = START_TIMEOUT,
+        depth: int = 1,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self.phase = PoolPhase.NEW
+        self.cause: AioPoolError | None = None  # of a failed start or a broken pool
+        self._crew = Crew(seats, policy, start_timeout, jitter)
+        self._losses = Losses(seats, jitter)
+        self._grace = grace
+        self._start_timeout = start_timeout
+        self._depth = depth
+        self._backlog = Backlog()
+        self._owner: dict[int, Worker] = {}  # by call id, from Send until the call ends
+        self._unseen_before: set[int] = set()  # ids of calls whose worker died before it had read them
+        self._commands: list[Command] = []
+
+    # Decisions.
+
+    def _decided(self, now: float) -> list[Command]:
+        """Bring workers and calls together after an input; return all that is to be done."""
+        self._assign(now)
+        if self.phase is not PoolPhase.RUNNING:
+            self._wind_down(now)
+        self._refill(now)
+        commands, self._commands = self._commands, []
+        return commands
+
+    def _assign(self, now: float) -> None:
+        while self._backlog and self._crew.idle:
+            worker, call = self._crew.idle.pop(), self._backlog.first()
+            if call.automatic and not worker.allowance.fits(worker.taken, call.weight):
+                self._dismiss(worker, now)
+            else:
+                self._send(worker, self._backlog.take(), now)
+        if self._depth > 1:
+            self._send_ahead(now)
+            self._take_back(now)
+
+    def _send_ahead(self, now: float) -> None:
+        """Deal out what waits among busy workers, to each one call in its turn, as long as all of it is soon done."""
+        if not self._backlog:
+            return
+        busy = (seat.occupant for seat in self._crew.seats if seat.occupant and seat.occupant.calls)
+        turns = deque(sorted(busy, key=lambda worker: worker.load))
+        while self._backlog and (worker := self._next_with_room(turns, self._backlog.first())) is not None:
+            self._send(worker, self._backlog.take(), now)
+
+    def _next_with_room(self, turns: deque[Worker], call: Call) -> Worker | None:
+        """Return whose turn it is to be sent this call, now behind the others; drop those with no room at all."""
+        for _ in range(len(turns)):
+            worker = turns.popleft()
+            if len(worker.calls) < self._depth and _may_have_more(worker):
+                turns.append(worker)
+                if _has_room(worker, call):
+                    return worker
+        return None
+
+    def _take_back(self, now: float) -> None:
+        """Take back what is behind a call if somebody else has nothing to do, or if that call takes its time."""
+        if len(self._crew.seats) == 1:
+            return  # there is nobody else
+        free = bool(self._crew.idle) and not self._backlog
+        for seat in self._crew.seats:
+            worker = seat.occupant
+            if worker is None or len(worker.calls) < 2:  # noqa: PLR2004 - one runs, the others wait for it
+                continue
+            if now - worker.since > OVERDUE:
+                worker.load = math.inf  # nothing is to follow before it has come to an end
+                self._recall(worker)
+            elif free:
+                self._recall(worker)
+
+    def _send(self, worker: Worker, call: Call, now: float) -> None:
+        if worker.calls:
+            call.phase = CallPhase.SENT
+        else:
+            call.phase = CallPhase.RUNNING
+            worker.load, worker.since = 0.0, now
+            self._expect(worker, call, now)
+        call.cost = call.pace.seconds * call.weight
+        worker.load += call.cost
+        worker.calls.append(call)
+        worker.recalled = False
+        worker.taken += call.weight
+        self._owner[call.id] = worker
+        if worker.allowance.spent(worker.taken):
+            self._crew.move(worker, WorkerPhase.RETIRING)
+        elif worker.phase is WorkerPhase.IDLE:
+            self._crew.move(worker, WorkerPhase.BUSY)
+        self._commands.append(Send(worker.id, call))
+
+    def _expect(self, worker: Worker, call: Call, now: float) -> None:
+        """A worker is to begin this call; if that has a time limit it will say so, unless it is stopped or stuck."""
+        if call.limits.timeout is not None:
+            self._crew.deadlines[worker] = now + call.limits.timeout + BEGIN_TIMEOUT
+
+    def _proceed(self, worker: Worker, now: float) -> None:
+        """A worker goes on to what is next in its channel, or has nothing in hand any more."""
+        if worker.calls:
+            first = worker.calls[0]
+            if first.phase is CallPhase.STOPPING:
+                self._stop(worker, now)
+            else:
+                first.phase = CallPhase.RUNNING
+        elif worker.phase is WorkerPhase.RETIRING or (worker.due and worker.seat.has_ready_successor):
+            self._dismiss(worker, now)
+        else:
+            self._crew.move(worker, WorkerPhase.IDLE)
+            self._crew.idle.append(worker)
+
+    def _condemn(self, call: Call, verdict: Outcome, now: float) -> None:
+        """Decide how a call ends that a worker has; it ends when it has stopped."""
+        worker = self._owner[call.id]
+        if call is worker.calls[0]:
+            self._crew.deadlines.pop(worker, None)  # its time limit; what comes now has a deadline of its own
+        call.phase = CallPhase.STOPPING
+        call.verdict = verdict
+        self._stop(worker, now)
+
+    def _stop(self, worker: Worker, now: float) -> None:
+        """End what is to be stopped in a worker, and nothing else: what is behind it is taken back first."""
+        if worker.phase is WorkerPhase.KILLED:
+            return  # all that it has, ends with it
+        if len(worker.calls) > 1:
+            self._recall(worker)
+        elif worker.calls[0].phase is CallPhase.STOPPING and not worker.recalling:
+            if self._grace:
+                self._crew.deadlines[worker] = now + self._grace
+                self._commands.append(Interrupt(worker.id, worker.calls[0]))
+            else:
+                self._kill(worker)
+
+    def _overdue(self, worker: Worker, now: float) -> None:
+        """A worker has let its deadline pass."""
+        del self._crew.deadlines[worker]
+        if worker.calls and worker.calls[0].phase is CallPhase.RUNNING:
+            call = worker.calls[0]
+            self._condemn(call, CallTimeout(call.name, call.limits.timeout or 0.0), now)
+            return
+        if worker.phase is WorkerPhase.STARTING:
+            worker.cause = InitializerError(f"a worker was not ready within {self._start_timeout:g} s")
+        self._discard(worker, now)
+
+    def _discard(self, worker: Worker, now: float) -> None:
+        """Kill a worker that is no good. In the pool's start, that ends it at once."""
+        if worker.cause is not None and self.phase is PoolPhase.STARTING:
+            self._lose(worker.cause, now)
+        self._kill(worker)
+
+    def _recall(self, worker: Worker) -> None:
+        if not worker.recalled and worker.phase in (WorkerPhase.BUSY, WorkerPhase.RETIRING):
+            worker.recalled = worker.recalling = True
+            self._commands.append(Recall(worker.id))
+
+    def _dismiss(self, worker: Worker, now: float) -> None:
+        self._crew.move(worker, WorkerPhase.LEAVING)
+        self._crew.deadlines[worker] = now + LEAVE_GRACE
+        self._crew.vacate(worker)
+        self._commands.append(Dismiss(worker.id))
+
+    def _kill(self, worker: Worker) -> None:
+        if worker.phase is not WorkerPhase.KILLED:
+            self._crew.move(worker, WorkerPhase.KILLED)
+            self._crew.vacate(worker)
+            self._commands.append(Kill(worker.id))
+
+    def _refill(self, now: float) -> None:
+        """Start workers for vacant seats and successors for those that retire, as far as they are needed."""
+        if self._losses.not_before is not None:
+            return
+        if self.phase in (PoolPhase.STARTING, PoolPhase.RUNNING):
+            needed = len(self._crew.seats)
+        elif self.phase is PoolPhase.CLOSING and self._backlog:
+            needed = len(self._backlog) - self._crew.starting()
+        else:
+            return
+        for seat in self._crew.openings()[: max(0, needed)]:
+            worker = self._crew.hire(seat, now)
+            self._commands.append(Spawn(worker.id, seat.number))
+
+    def _wind_down(self, now: float) -> None:
+        if self.phase is PoolPhase.BROKEN:
+            self._fail_waiting(self.broken)  # what has come back from a worker
+        if self.phase in (PoolPhase.CLOSING, PoolPhase.BROKEN) and not self._backlog:
+            workers = list(self._crew.workers.values())
+            if not any(worker.recalling for worker in workers):
+                for worker in workers:
+                    if worker.phase is WorkerPhase.IDLE:
+                        self._dismiss(worker, now)
+        if self.phase in (PoolPhase.CLOSING, PoolPhase.TERMINATING) and not self._crew.workers and not self._backlog:
+            self._enter(PoolPhase.CLOSED)
+
+    # Ends.
+
+    def _end(self, call: Call, outcome: Outcome) -> None:
+        call.phase = CallPhase.ENDED
+        call.payload = b""
+        self._owner.pop(call.id, None)
+        self._unseen_before.discard(call.id)
+        self._commands.append(Finish(call, outcome))
+
+    def _end_with_worker(self, call: Call, pid: int | None, exitcode: int | None) -> None:
+        """A worker has died under a call: that is its end, unless it may be tried again."""
+        call.tries += 1
+        if call.verdict is None and call.tries <= call.limits.retries:
+            self._requeue([call])
+        else:
+            self._end(call, call.verdict or WorkerDied(pid, exitcode, call.name, call.tries))
+
+    def _requeue(self, calls: Iterable[Call]) -> None:
+        """Put calls back where they came from: before all others, in their order."""
+        for call in reversed(list(calls)):
+            if call.verdict is not None:
+                self._end(call, call.verdict)
+            else:
+                del self._owner[call.id]
+                self._backlog.put_back(call)
+
+    def _abandon_calls(self, worker: Worker) -> None:
+        for call in worker.calls:
+            self._end(call, call.verdict or PoolTerminated("the pool was terminated while the call ran"))
+        worker.calls.clear()
+
+    def _kill_all(self) -> None:
+        self._enter(PoolPhase.TERMINATING)
+        self._fail_waiting(lambda: PoolTerminated("the pool was terminated while the call waited"))
+        for worker in list(self._crew.workers.values()):
+            self._abandon_calls(worker)
+            self._kill(worker)
+
+    def _fail_waiting(self, error: Callable[[], AioPoolError]) -> None:
+        while self._backlog:
+            self._end(self._backlog.take(), error())
+
+    def _lose(self, cause: AioPoolError, now: float) -> None:
+        """A worker went without having been of use: wait longer before each start, and in the end give up."""
+        if self.phase is PoolPhase.STARTING:
+            self.cause = cause
+            self._kill_all()
+            return
+        if self.phase is PoolPhase.TERMINATING:
+            return
+        if not self._losses.count(now):
+            self._give_up(cause)
+
+    def _give_up(self, cause: AioPoolError) -> None:
+        self.cause = cause
+        if self.phase is PoolPhase.RUNNING:
+            self._enter(PoolPhase.BROKEN)
+        self._fail_waiting(self.broken)
+
+    def broken(self) -> BrokenPool:
+        """Return the error that a call on a broken pool gets."""
+        error = BrokenPool(f"{self._losses.budget + 1} workers in a row were lost before they served a call")
+        error.__cause__ = self.cause
+        return error
+
+    def _enter(self, phase: PoolPhase) -> None:
+        if phase not in POOL_MOVES[self.phase]:
+            raise RuntimeError(f"a pool that is {self.phase.value} cannot become {phase.value}")
+        self.phase = phase
+
+
+def _may_have_more(worker: Worker) -> bool:
+    """Whether a worker that is busy may be sent anything."""
+    if worker.phase is not WorkerPhase.BUSY or worker.recalling or worker.calls[0].phase is CallPhase.STOPPING:
+        return False
+    return not (worker.due and worker.seat.has_ready_successor)  # or it would never have nothing in hand, and go
+
+
+def _has_room(worker: Worker, call: Call) -> bool:
+    """Whether a worker will soon be done with what it has, and with this call, too."""
+    soon = worker.load + call.pace.seconds * call.weight <= AHEAD
+    return soon and (not call.automatic or worker.allowance.fits(worker.taken, call.weight))

@@ -1,0 +1,257 @@
+"""What a dispatcher may know of its calls and workers, kept by the model beside it; `dispatch_world` says for what."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+from aiopool.calls import CANCELLED, Call, Outcome, Reply
+from aiopool.decisions import AHEAD, OVERDUE
+from aiopool.dispatch import Dispatcher
+from aiopool.exceptions import CallTimeout
+from aiopool.phases import PoolPhase
+from aiopool.recycling import RecyclePolicy
+
+CHANCES = (0.0, 1.0, 0.5)
+"""What the dispatcher's dice show, over and over again."""
+
+TIMEOUT = "timeout"
+"""A call is to stop because it is over its time limit."""
+
+
+@dataclasses.dataclass(eq=False)
+class Ticket:
+    """One call, and what happened to it."""
+
+    call: Call
+    reaction: str | None
+    stopping: object = None  # why it is to stop: CANCELLED or TIMEOUT
+    decided: Outcome | None = None
+    outcomes: list[Outcome] = dataclasses.field(default_factory=list)
+    begun: int = 0
+    tries: int = 0  # how many workers have died under it
+    unseen: bool = False  # a worker that had it has died before it read it
+
+    def __repr__(self) -> str:
+        return f"<Ticket {self.call.name}>"
+
+    @property
+    def cost(self) -> float:
+        """How long it should take."""
+        return self.call.pace.seconds * self.call.weight
+
+    def ends_as(self, otherwise: Outcome) -> bool:
+        """Whether it has ended as what was decided on it first, or else as what came then."""
+        if self.stopping is None:
+            return self.decided is otherwise
+        return isinstance(self.decided, CallTimeout) if self.stopping == TIMEOUT else self.decided is CANCELLED
+
+
+class Begun(NamedTuple):
+    """A worker says that it begins a call."""
+
+    ticket: Ticket
+
+
+class Answer(NamedTuple):
+    """A worker answers a call."""
+
+    ticket: Ticket
+    reply: Reply
+
+
+class Heavy(NamedTuple):
+    """A worker says that it uses too much memory."""
+
+
+Message = Begun | Answer | Heavy
+
+
+@dataclasses.dataclass(eq=False)
+class Process:
+    """One worker: the process, and what the dispatcher has decided on it."""
+
+    number: int
+    seat: int
+    deadline: float | None  # for it to be ready, to have answered, to have stopped, or to be gone
+    limit: int | None = None  # so many calls it may serve
+    age: float | None = None  # for so long it may serve
+    worn_at: float | None = None  # when its age is reached
+    worn: bool = False  # it is to go when somebody is ready to take its place
+    ready: bool = False
+    unfit: bool = False
+    late: bool = False  # killed because it was not ready in time
+    garbled: bool = False
+    useless: bool = False  # garbled with nothing in hand
+    killed: bool = False
+    dismissed: bool = False
+    spent: bool = False
+    has_been_spent: bool = False  # and so has a successor, though calls may have been taken back since
+    recalling: bool = False
+    emptied: bool = False  # nothing was sent to it since the last recall
+    taken: int = 0
+    served: int = 0
+    held: deque[Ticket] = dataclasses.field(default_factory=deque)  # sent and not answered, as far as is known
+    interrupted: Ticket | None = None
+    inbox: deque[Ticket] = dataclasses.field(default_factory=deque)
+    running: Ticket | None = None
+    outbox: deque[Message] = dataclasses.field(default_factory=deque)
+
+    load: float = 0.0  # how long its calls should take
+    since: float = 0.0  # when the first of its calls became that
+
+    @property
+    def seated(self) -> bool:
+        """Whether it still counts for its seat."""
+        return not (self.killed or self.dismissed)
+
+    @property
+    def leaving(self) -> bool:
+        """Whether it goes by itself."""
+        return not self.killed and (self.dismissed or self.unfit)
+
+    @property
+    def unanswered(self) -> int:
+        """How many calls it has, apart from those whose replies are on their way."""
+        return len(self.held) - sum(isinstance(message, Answer) for message in self.outbox)
+
+    @property
+    def serving(self) -> bool:
+        """Whether it may get calls, if its seat is its own."""
+        return self.seated and self.ready and not self.unfit
+
+    def soon_done(self, ticket: Ticket) -> bool:
+        """Whether it should be done with all that it has, and with this call, before long."""
+        return self.load + ticket.cost <= AHEAD
+
+    def takes(self, ticket: Ticket) -> bool:
+        """Whether a chunk fits into what it has left to serve."""
+        after = self.taken + ticket.call.weight
+        return not ticket.call.automatic or self.limit is None or not self.taken or after <= self.limit
+
+
+class Facts:
+    """All calls, all workers, and where the pool stands."""
+
+    def __init__(self, seats: int, *, depth: int = 1, policy: RecyclePolicy | None = None, grace: float = 0.0) -> None:
+        self.seats, self.depth, self.grace = seats, depth, grace
+        self.policy = policy or RecyclePolicy()
+        self.dispatcher = Dispatcher(seats, self.policy, depth=depth, grace=grace, jitter=self._throw)
+        self.now = 1000.0
+        self.processes: dict[int, Process] = {}
+        self.tickets: list[Ticket] = []
+        self.by_id: dict[int, Ticket] = {}
+        self.queue: deque[Ticket] = deque()
+        self.closing = self.terminated = self.doomed = self.start_failed = self.broken = False
+        self.losses = 0
+        self.lost_at = 0.0
+        self.not_before: float | None = None
+        self.thrown = self.foreseen = 0  # how often the dice were thrown, and should have been
+
+    def _throw(self) -> float:
+        self.thrown += 1
+        return CHANCES[self.thrown % len(CHANCES)]
+
+    def foresee(self) -> float:
+        """Return what the dice are going to show."""
+        self.foreseen += 1
+        return CHANCES[self.foreseen % len(CHANCES)]
+
+    @property
+    def phase(self) -> PoolPhase:
+        """Where the pool stands."""
+        return self.dispatcher.phase
+
+    def in_seat(self, seat: int) -> list[Process]:
+        """Return who has a seat and who is to follow, in this order."""
+        return [process for process in self.processes.values() if process.seat == seat and process.seated]
+
+    def firsts(self) -> list[Process | None]:
+        """Return who has each seat."""
+        return [next(iter(self.in_seat(seat)), None) for seat in range(self.seats)]
+
+    def servers(self) -> list[Process]:
+        """Return who may be given calls."""
+        return [first for first in self.firsts() if first and first.serving and not first.spent]
+
+    def idle(self) -> list[Process]:
+        """Return who has nothing to do."""
+        return [process for process in self.servers() if not process.held]
+
+    def overdue(self, process: Process) -> bool:
+        """Whether its first call takes longer than any that others are sent behind."""
+        return self.seats > 1 and len(process.held) > 1 and self.now - process.since > OVERDUE
+
+    def relieved(self, process: Process) -> bool:
+        """Whether it is worn, and somebody is ready to take its place."""
+        return process.worn and any(other.serving for other in self.in_seat(process.seat)[1:])
+
+
+Suits = Callable[[Process], bool]
+
+
+def fresh(process: Process) -> bool:
+    """Whether it may say how its initializer went."""
+    return not process.ready and not process.unfit
+
+
+def able(process: Process) -> bool:
+    """Whether it may begin a call."""
+    return bool(process.inbox) and process.running is None and process.seated
+
+
+def eager(process: Process) -> bool:
+    """Whether it has a call that it has not begun."""
+    return bool(process.inbox) and process.seated
+
+
+def running(process: Process) -> bool:
+    """Whether it runs a call."""
+    return process.running is not None and process.seated
+
+
+def working(process: Process) -> bool:
+    """Whether it has calls."""
+    return bool(process.held) and process.seated
+
+
+def timed(process: Process) -> bool:
+    """Whether the clock runs for its call."""
+    return bool(process.held) and process.deadline is not None and not process.interrupted
+
+
+def interrupted(process: Process) -> bool:
+    """Whether its call should stop by itself."""
+    return process.interrupted is not None and process.seated
+
+
+def heard(process: Process) -> bool:
+    """Whether it has said what nobody has read yet."""
+    return bool(process.outbox)
+
+
+def seated(process: Process) -> bool:
+    """Whether it still counts for its seat."""
+    return process.seated
+
+
+def up(process: Process) -> bool:
+    """Whether it can say that it uses too much memory."""
+    return process.serving and not process.worn
+
+
+def unwanted(process: Process) -> bool:
+    """Whether it was killed or is leaving."""
+    return process.killed or process.leaving
+
+
+def unproven(process: Process) -> bool:
+    """Whether its death would tell that workers are no good."""
+    return process.seated and not process.served and not process.held
+
+
+def anyone(process: Process) -> bool:
+    """Whether it is there."""
+    return bool(process)

@@ -1,0 +1,264 @@
+"""What a dispatcher may decide, and what holds between its decisions; `dispatch_world` says for what."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from aiopool import decisions
+from aiopool.calls import CANCELLED, Call, Outcome, Reply
+from aiopool.commands import Command, Dismiss, Finish, Interrupt, Kill, Recall, Send, Spawn
+from aiopool.exceptions import BrokenPool, CallTimeout, PoolTerminated, WorkerDied
+from aiopool.phases import PoolPhase
+from dispatch_facts import TIMEOUT, Facts, Process, Ticket, unwanted
+
+
+class Judge(Facts):
+    """Keeps the facts as the dispatcher's commands change them, and says no."""
+
+    event: tuple[Any, ...] = ()
+    """What the dispatcher has just been told."""
+
+    # Commands, in the moment that they are decided.
+
+    def judge(self, command: Command) -> None:
+        """Say whether this command is right."""
+        match command:
+            case Spawn(number, seat):
+                self._judge_spawn(number, seat)
+            case Send(number, call):
+                self._judge_send(self.processes[number], call)
+            case Recall(number):
+                self._judge_recall(self.processes[number])
+            case Interrupt(number, call):
+                self._judge_interrupt(self.processes[number], self.by_id[call.id])
+            case Dismiss(number):
+                self._judge_dismiss(self.processes[number])
+            case Kill(number):
+                self._judge_kill(self.processes[number])
+            case Finish(call, outcome):
+                self._judge_finish(self.by_id[call.id], outcome)
+
+    def _judge_spawn(self, number: int, seat: int) -> None:
+        assert number not in self.processes
+        assert 0 <= seat < self.seats
+        assert not any((self.terminated, self.start_failed)), "nobody is needed any more"
+        starting = sum(not unwanted(other) and not other.ready for other in self.processes.values())
+        assert not self.closing or starting < len(self.queue), "there are enough for what waits"
+        assert self.closing or not self.broken, "the pool has given up"
+        assert all(other.spent or other.worn for other in self.in_seat(seat)), "the seat is taken"
+        assert len(self.in_seat(seat)) < 2, "the seat has its successor"
+        assert self.not_before is None, "it is too early for another start"
+        process = self.processes[number] = Process(number, seat, self.now + decisions.START_TIMEOUT)
+        part = 1 - self.policy.jitter * self.foresee()
+        if self.policy.maxtasksperchild is not None:
+            process.limit = max(1, round(self.policy.maxtasksperchild * part))
+        if self.policy.max_age is not None:
+            process.age = self.policy.max_age * part
+
+    def _judge_send(self, process: Process, call: Call) -> None:
+        ticket = self.by_id[call.id]
+        assert self.queue, f"{ticket} does not wait"
+        assert self.queue.popleft() is ticket, f"{ticket} jumps the queue"
+        assert process.serving
+        assert not process.spent, "it has served enough"
+        assert not self.relieved(process), "it is to go"
+        assert self.in_seat(process.seat)[0] is process, "its seat is not vacant yet"
+        assert len(process.held) < self.depth
+        assert not (process.held and process.held[0].stopping), "it may have to be killed"
+        assert process.takes(ticket)
+        if process.held:
+            assert not self.idle(), "another worker is free"
+            assert not process.recalling, "it is giving back"
+            assert process.soon_done(ticket), "it has enough to do"
+        else:
+            process.load, process.since = 0.0, self.now
+            self.expect(process, ticket)
+        process.load += ticket.cost
+        process.held.append(ticket)
+        process.emptied = False
+        process.taken += call.weight
+        self.weigh(process)
+
+    def expect(self, process: Process, ticket: Ticket) -> None:
+        """Note when its worker must have begun a call."""
+        timeout = ticket.call.limits.timeout
+        if timeout is not None and not ticket.stopping:
+            process.deadline = self.now + timeout + decisions.BEGIN_TIMEOUT
+
+    @staticmethod
+    def weigh(process: Process) -> None:
+        """Note whether it has had all that it may serve."""
+        process.spent = process.limit is not None and process.taken >= process.limit
+        process.has_been_spent |= process.spent
+
+    def _judge_recall(self, process: Process) -> None:
+        assert process.seated
+        assert len(process.held) > 1, "there is nothing to take back"
+        assert not process.recalling, "it is asked already"
+        assert not process.emptied, "it has said that it has nothing"
+        wanted = self.idle() or self.overdue(process) or any(ticket.stopping for ticket in process.held)
+        assert wanted, "nobody wants it back"
+        process.recalling = process.emptied = True
+
+    def _judge_interrupt(self, process: Process, ticket: Ticket) -> None:
+        assert self.grace, "there is no grace"
+        assert process.seated, "it hears nothing any more"
+        assert ticket.stopping, f"{ticket} is innocent"
+        assert list(process.held) == [ticket], "it has another call in hand"
+        assert not process.recalling, "it is giving back"
+        assert process.interrupted is None, "it is interrupted already"
+        process.interrupted = ticket
+        process.deadline = self.now + self.grace
+
+    def _judge_dismiss(self, process: Process) -> None:
+        assert process.serving
+        assert not process.held, "it has something in hand"
+        done = (self.closing or self.broken) and not self.queue
+        if done and self.in_seat(process.seat)[0] is process:
+            done = not any(other.unanswered > 1 for other in self.processes.values() if other.seated)
+        unfit = bool(self.queue) and not process.takes(self.queue[0])
+        assert done or process.spent or self.relieved(process) or unfit, "it is needed"
+        process.dismissed = True
+        process.deadline = self.now + decisions.LEAVE_GRACE
+        process.worn_at = None
+
+    def _judge_kill(self, process: Process) -> None:
+        assert not process.killed, "it is killed already"
+        too_late = self.event[0] == "tick" and process.number in self.event[1]
+        wanted = bool(process.held) and all(ticket.stopping for ticket in process.held) and not process.recalling
+        if self.grace:
+            wanted = False  # it is interrupted first
+        assert self.terminated or self.start_failed or process.garbled or too_late or wanted, "it is innocent"
+        process.killed = True
+        process.deadline = process.worn_at = None
+
+    def _judge_finish(self, ticket: Ticket, outcome: Outcome) -> None:
+        assert ticket.decided is None, f"{ticket} ends again"
+        match outcome:
+            case Reply():
+                assert self.event[0] == "replied"
+                assert self.event[1] is ticket
+                assert self.event[2] is outcome
+                assert self.event[3], "its worker is killed, and the call decided"
+                assert not ticket.stopping
+            case WorkerDied():
+                self._judge_death(ticket, outcome)
+            case CallTimeout():
+                assert ticket.stopping == TIMEOUT
+                assert (outcome.call, outcome.timeout) == (ticket.call.name, ticket.call.limits.timeout)
+            case BrokenPool():
+                assert self.broken
+                assert ticket in self.queue
+                assert outcome.__cause__ is self.dispatcher.cause
+            case PoolTerminated():
+                assert self.terminated
+                assert not ticket.stopping
+            case _:
+                assert outcome is CANCELLED
+                assert ticket.stopping is CANCELLED
+        self._finish(ticket, outcome)
+
+    def _judge_death(self, ticket: Ticket, outcome: WorkerDied) -> None:
+        assert self.event[0] == "died"
+        assert ticket in self.event[1]
+        assert self.event[2:] == (outcome.pid, outcome.exitcode)
+        assert outcome.call == ticket.call.name
+        assert outcome.tries == ticket.tries == ticket.call.limits.retries + 1
+        assert not ticket.stopping
+
+    def _finish(self, ticket: Ticket, outcome: Outcome) -> None:
+        ticket.decided = outcome
+        assert ticket.call.payload == b""
+        for place in (self.queue, *(process.held for process in self.processes.values())):
+            if ticket in place:
+                place.remove(ticket)
+
+    # What holds at all times.
+
+    def check(self) -> None:
+        """Compare what the dispatcher thinks with what is."""
+        self._check_records()
+        self._check_calls()
+        self._check_phase()
+        self._check_deadline()
+        if self.phase in (PoolPhase.RUNNING, PoolPhase.CLOSING, PoolPhase.BROKEN):
+            self._check_no_waste()
+        if self.phase is PoolPhase.RUNNING or (self.phase is PoolPhase.STARTING and not self.doomed):
+            self._check_seats()
+
+    def _check_records(self) -> None:
+        known = {number: list(worker.calls) for number, worker in self.dispatcher.workers.items()}
+        assert known == {number: [t.call for t in process.held] for number, process in self.processes.items()}
+        assert self.dispatcher.waiting == len(self.queue)
+        assert self.thrown == self.foreseen, "the dice were thrown once too often, or not at all"
+
+    def _check_calls(self) -> None:
+        holders = [process for process in self.processes.values() if process.held and process.seated]
+        assert len({process.seat for process in holders}) == len(holders), "two workers of one seat have calls"
+        assert sum(bool(p.running) for p in self.processes.values() if not p.killed) <= self.seats
+        for ticket in self.tickets:
+            assert ticket.outcomes == ([] if ticket.decided is None else [ticket.decided])
+            if ticket.decided is None:
+                assert ticket.call.payload, "a call that has not ended has lost its arguments"
+        for process in holders:
+            first, alone = process.held[0], len(process.held) == 1
+            assert not (first.stopping and alone) or process.interrupted is first, "a call to be stopped runs on"
+            unread = [ticket for ticket in process.inbox if ticket.stopping]
+            assert not unread or unread == [process.interrupted], "a call to be stopped is left in the channel"
+
+    def _check_phase(self) -> None:
+        unfinished = any(ticket.decided is None for ticket in self.tickets)
+        over = not self.processes and not unfinished
+        ended = self.phase is PoolPhase.CLOSED
+        if self.terminated or self.start_failed:
+            assert self.phase is (PoolPhase.CLOSED if over else PoolPhase.TERMINATING)
+            assert not unfinished
+        elif self.closing:
+            assert self.phase is (PoolPhase.CLOSED if over else PoolPhase.CLOSING)
+        elif self.broken:
+            assert self.phase is PoolPhase.BROKEN
+            assert not self.queue, "calls wait for nobody"
+        elif self.phase is PoolPhase.STARTING:
+            assert not all(first and first.serving for first in self.firsts()), "all are ready"
+        else:
+            assert self.phase in (PoolPhase.NEW, PoolPhase.RUNNING)
+        assert not ended or over
+
+    def _check_deadline(self) -> None:
+        deadline = self.dispatcher.deadline()
+        if self.phase in (PoolPhase.STARTING, PoolPhase.RUNNING, PoolPhase.CLOSING, PoolPhase.BROKEN):
+            worn = [process.worn_at for process in self.processes.values() if process.worn_at is not None]
+            assert deadline == min(self.deadlines() + worn, default=None)
+
+    def deadlines(self) -> list[float]:
+        """Return when something is due, apart from workers that only grow old."""
+        known = [process.deadline for process in self.processes.values()] + [self.not_before]
+        return [deadline for deadline in known if deadline is not None]
+
+    def _check_no_waste(self) -> None:
+        """Nobody waits while somebody is free; nobody is free while somebody waits."""
+        idle = self.idle()
+        assert not (idle and self.queue), "a call waits although a worker is idle"
+        assert self.dispatcher.idle == len(idle)
+        if self.queue:
+            for process in self.servers():
+                first = self.queue[0]
+                full = len(process.held) == self.depth or not process.takes(first) or not process.soon_done(first)
+                assert full or process.held[0].stopping or self.relieved(process), "not sent ahead"
+            assert not any(process.load == math.inf and process.unanswered > 1 for process in self.servers()), "left"
+        if idle:
+            assert all(p.unanswered < 2 for p in self.processes.values() if p.seated), "not taken back"
+
+    def _check_seats(self) -> None:
+        """Every seat has a worker, and one that is to go a successor, or they are to come."""
+        for seat in range(self.seats):
+            workers = self.in_seat(seat)
+            assert len(workers) <= 2
+            if workers and self.relieved(workers[0]):
+                assert workers[0].held, "it has nothing in hand, and could go"
+            if self.not_before is None:
+                assert workers, "a seat stays vacant"
+                wanted = workers[0].spent or workers[0].worn
+                assert len(workers) > wanted, "a successor is missing"
+                assert len(workers) == 1 or wanted or workers[0].has_been_spent, "one too many"

@@ -1,0 +1,432 @@
+"""A small model of the world around a dispatcher: the shell, the workers, the users, and the time.
+
+`World` carries out commands in the shell's order (what carrying one out leads to comes after what is already
+decided), and foretells what each event changes. It stands on `dispatch_judge`, which compares that with what the
+dispatcher decides, and this on `dispatch_facts`, which keeps what a dispatcher may know and what really happened.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from aiopool import decisions, losses
+from aiopool.calls import CANCELLED, Call, Limits, Outcome, Reply
+from aiopool.commands import Command, Finish, Recall, Send, Spawn
+from aiopool.exceptions import AioPoolError, InitializerError
+from aiopool.phases import PoolPhase
+from aiopool.recycling import RecyclePolicy
+from dispatch_facts import TIMEOUT, Answer, Begun, Heavy, Process, Ticket, able
+from dispatch_judge import Judge
+
+NO_LIMITS = Limits()
+
+
+class World(Judge):
+    """Everything around a dispatcher. Its methods are what may happen."""
+
+    def __init__(self, seats: int, *, depth: int = 1, policy: RecyclePolicy | None = None, grace: float = 0.0) -> None:
+        super().__init__(seats, depth=depth, policy=policy, grace=grace)
+        self.spawns_to_fail = 0
+        self.quick_to_begin = self.slow_to_report = False
+        self._pending: deque[Command] = deque()
+        self._performing = False
+        self._stillborn: set[int] = set()
+
+    # What users do.
+
+    def start(self) -> None:
+        """The pool starts."""
+        self._decide(("start",), self.dispatcher.start)
+
+    def submit(
+        self,
+        weight: int = 1,
+        *,
+        automatic: bool = False,
+        limits: Limits = NO_LIMITS,
+        reaction: str | None = None,
+        seconds: float = 0.0,
+    ) -> None:
+        """A call arrives."""
+        name = f"job{len(self.tickets)}"
+        call = Call(name, b"arguments", lambda outcome: self._finished(ticket, outcome), limits)
+        call.weight, call.automatic = weight, automatic
+        call.pace.learn(seconds)
+        ticket = self.by_id[call.id] = Ticket(call, reaction)
+        self.tickets.append(ticket)
+        self.queue.append(ticket)
+        self._decide(("submit",), lambda now: self.dispatcher.submit(call, now))
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Somebody wants a call to end."""
+        waiting = ticket in self.queue
+        if ticket.decided is None and ticket.stopping is None:
+            ticket.stopping = CANCELLED
+            for process in self.processes.values():
+                if process.held and process.held[0] is ticket:
+                    process.deadline = None  # its time limit does not matter any more
+        self._decide(("cancel",), lambda now: self.dispatcher.cancel(ticket.call, now))
+        assert ticket.decided is CANCELLED or not waiting, "a waiting call ends at once"
+
+    def withdraw(self, ticket: Ticket) -> None:
+        """Somebody wants a call to end if no worker has it."""
+        waiting, before = ticket in self.queue, ticket.decided
+        if waiting:
+            ticket.stopping = CANCELLED
+        self._decide(("withdraw", waiting), lambda now: self.dispatcher.withdraw(ticket.call, now))
+        assert ticket.decided is (CANCELLED if waiting else before)
+
+    def close(self) -> None:
+        """The pool is closed."""
+        self.closing = True
+        self._decide(("close",), self.dispatcher.close)
+
+    def terminate(self) -> None:
+        """The pool is terminated."""
+        self.terminated = True
+        self._decide(("terminate",), self.dispatcher.terminate)
+        assert all(ticket.decided is not None for ticket in self.tickets)
+
+    # Time.
+
+    def stall(self, seconds: float) -> None:
+        """Time passes, and nobody looks at the clock."""
+        self.now += seconds
+
+    def wait(self, seconds: float) -> None:
+        """Time passes; a tick comes when it is due, and maybe when it is not."""
+        self.stall(seconds)
+        too_late = self._pass_deadlines()
+        for process in self.processes.values():
+            if process.worn_at is not None and process.worn_at <= self.now:
+                process.worn, process.worn_at = True, None
+        if self.not_before is not None and self.not_before <= self.now:
+            self.not_before = None
+        self._decide(("tick", too_late), self.dispatcher.tick)
+        assert all(self.processes[number].killed for number in too_late if number in self.processes)
+
+    def _pass_deadlines(self) -> set[int]:
+        """Note who has let a deadline pass; return who is to be killed for it, whatever else is."""
+        too_late = set()
+        for process in self.processes.values():
+            if process.deadline is None or process.deadline > self.now:
+                continue
+            process.deadline = None
+            if process.held and not process.held[0].stopping:
+                process.held[0].stopping = TIMEOUT
+                continue
+            too_late.add(process.number)
+            if process.seated and not process.ready:
+                process.late |= not process.unfit
+                self.start_failed |= self.phase is PoolPhase.STARTING
+        return too_late
+
+    def wait_until_due(self) -> bool:
+        """Time passes up to what the dispatcher waits for; return whether there was anything."""
+        deadline = self.dispatcher.deadline()
+        if deadline is not None:
+            self.now = max(self.now, deadline)
+            self.wait(0)
+        return deadline is not None
+
+    # What workers do.
+
+    def become_ready(self, process: Process) -> None:
+        """A worker says that it is ready."""
+        process.ready = True
+        if not process.killed:
+            process.deadline = None
+            process.worn_at = None if process.age is None else self.now + process.age
+        before = self.phase
+        self._decide(("ready",), lambda now: self.dispatcher.ready(process.number, now))
+        if before is not self.phase is PoolPhase.RUNNING:
+            assert all(first and first.serving for first in self.firsts())
+            assert not self.doomed, "a first worker was no good"
+
+    def become_unfit(self, process: Process) -> None:
+        """A worker says that its initializer failed."""
+        if not process.killed:
+            process.unfit = True
+            process.deadline = self.now + decisions.LEAVE_GRACE
+            first = self.in_seat(process.seat)[0] is process
+            self.doomed |= first and self.phase is PoolPhase.STARTING
+        self._decide(("unfit",), lambda now: self.dispatcher.unfit(process.number, InitializerError("unfit"), now))
+
+    def begin(self, process: Process) -> None:
+        """A worker begins the next call in its channel, and says so when there is a limit to its time."""
+        ticket = process.running = process.inbox.popleft()
+        ticket.begun += 1
+        assert ticket.begun <= 1 + ticket.tries, f"{ticket} runs again"
+        assert ticket.decided is None, f"{ticket} runs after its end"
+        assert sum(other.running is ticket for other in self.processes.values()) == 1, f"{ticket} runs twice"
+        if ticket.call.limits.timeout is not None:
+            process.outbox.append(Begun(ticket))
+
+    def answer(self, process: Process, *, heavy: bool = False) -> None:
+        """A worker's call returns; nobody has read its reply yet, nor that it uses too much memory."""
+        assert process.running
+        reply = Reply(failed=False, payload=b"%d of %d" % (process.running.call.id, process.number))
+        process.outbox.append(Answer(process.running, reply))
+        process.running = None
+        if heavy:
+            process.outbox.append(Heavy())
+
+    def deliver(self, process: Process) -> None:
+        """What a worker has said arrives."""
+        match process.outbox.popleft():
+            case Begun(ticket):
+                self.claim(process, ticket)
+            case Answer(ticket, reply):
+                self._deliver_reply(process, ticket, reply)
+            case Heavy():
+                process.worn = True
+                self._decide(("due",), lambda now: self.dispatcher.due(process.number, now))
+
+    def deliver_all(self, process: Process) -> None:
+        """All that it has said arrives."""
+        while process.outbox:
+            self.deliver(process)
+
+    def claim(self, process: Process, ticket: Ticket) -> None:
+        """A worker says that it begins a call, whether that is true or not."""
+        timeout, first = ticket.call.limits.timeout, next(iter(process.held), None)
+        if timeout is not None and process.seated and ticket is first and not ticket.stopping:
+            process.deadline = self.now + timeout
+        self._decide(("began",), lambda now: self.dispatcher.began(process.number, ticket.call.id, now))
+
+    def _deliver_reply(self, process: Process, ticket: Ticket, reply: Reply) -> None:
+        counts = not process.killed
+        if counts:
+            assert process.held.popleft() is ticket
+            process.served += ticket.call.weight
+            process.load -= ticket.cost
+            process.since = self.now
+            process.deadline = process.interrupted = None
+            if process.held:
+                self.expect(process, process.held[0])
+            self.losses = 0
+        event = ("replied", ticket, reply, counts)
+        self._decide(event, lambda now: self.dispatcher.replied(process.number, [(ticket.call.id, reply)], now))
+        assert ticket.ends_as(reply) or not counts
+
+    def garble(self, process: Process, way: int, *, goes_on: bool) -> None:
+        """A worker sends nonsense: what is no frame, a reply to nothing, or to a call that it has not begun.
+
+        Before anybody reads that, it may go on to the next of its calls.
+        """
+        self.deliver_all(process)
+        if process.killed:
+            return
+        if goes_on and process.inbox:
+            if process.running:
+                self.answer(process)
+            self.begin(process)
+        process.garbled, process.useless = True, not process.held
+        self.start_failed |= self.phase is PoolPhase.STARTING
+        nonsense = Reply(failed=False, payload=b"nonsense")
+        wrong = process.held[-1].call.id if len(process.held) > 1 else 0
+        if way == 0:
+            self._decide(("garbled",), lambda now: self.dispatcher.garbled(process.number, now))
+        else:
+            self._decide(("garbled",), lambda now: self.dispatcher.replied(process.number, [(wrong, nonsense)], now))
+        assert process.killed
+
+    def die(self, process: Process, exitcode: int | None = -9, *, reading: bool = False) -> None:
+        """A worker's process ends, maybe after it has read its next call and before it has begun that."""
+        self.deliver_all(process)
+        unseen = sum(ticket in process.held for ticket in process.inbox)
+        if reading and unseen and not process.running:
+            unseen -= 1
+        self._died(process, 4000 + process.number, exitcode, unseen, None)
+
+    def _died(
+        self, process: Process, pid: int | None, exitcode: int | None, unseen: int, cause: AioPoolError | None
+    ) -> None:
+        del self.processes[process.number]
+        held = list(process.held)
+        stopping = [ticket for ticket in held if ticket.stopping]
+        victims, spared = self._share_out(held, len(held) - unseen)
+        lost = cause is not None or self._is_loss(process, killed_calls=len(held) > len(spared))
+        if lost:
+            self._lose()
+        self._decide(
+            ("died", victims, pid, exitcode),
+            lambda now: self.dispatcher.died(process.number, pid, exitcode, now, unseen=unseen, cause=cause),
+        )
+        assert all(ticket.decided is not None for ticket in victims)
+        assert not (lost and self.losses > self.dispatcher._losses.budget and self.queue), "calls wait for nobody"
+        assert all(ticket.ends_as(CANCELLED) for ticket in stopping)
+
+    def _share_out(self, held: list[Ticket], begun: int) -> tuple[list[Ticket], list[Ticket]]:
+        """Return the calls that end with their worker, and those that it has not begun; put back all others."""
+        if held and not begun and held[0].unseen:
+            begun = 1
+        elif held and not begun:
+            held[0].unseen = True
+        for ticket in held[:begun]:
+            ticket.tries += 1
+        victims = [ticket for ticket in held[:begun] if ticket.stopping or ticket.tries > ticket.call.limits.retries]
+        back = [ticket for ticket in held if ticket not in victims and not ticket.stopping]
+        self.queue.extendleft(reversed(back))
+        return victims, held[begun:]
+
+    def _is_loss(self, process: Process, *, killed_calls: bool) -> bool:
+        """Whether this death tells that workers are no good."""
+        told = process.unfit or process.late or process.useless
+        return told or (process.seated and not process.served and not killed_calls)
+
+    def _lose(self) -> None:
+        if self.phase is PoolPhase.STARTING:
+            self.start_failed = True
+        elif self.phase is not PoolPhase.TERMINATING:
+            if self.now - self.lost_at > losses.QUIET:
+                self.losses = 0
+            self.losses += 1
+            self.lost_at = self.now
+            if self.losses > self.dispatcher._losses.budget:
+                self.broken, self.not_before = True, None
+            elif self.losses > 1:
+                spread = 0.5 + self.foresee()
+                self.not_before = self.now + losses.FIRST_DELAY * 2 ** (self.losses - 2) * spread
+
+    # Commands: first judged, when they are decided, then carried out.
+
+    def _decide(self, event: tuple[Any, ...], act: Callable[[float], list[Command]]) -> None:
+        self.event = event
+        of_no_effect = self._has_no_effect(event)
+        commands = act(self.now)
+        for command in commands:
+            self.judge(command)
+        for first in self.firsts():
+            if first and self.overdue(first) and not of_no_effect:
+                first.load = math.inf  # it is sent no more before it has nothing in hand
+        self._pending.extend(commands)
+        if self._performing:
+            return
+        self._performing, performed = True, 0
+        while self._pending:
+            performed += 1
+            assert performed < 1000, "no end of commands"
+            self._perform(self._pending.popleft())
+        self._performing = False
+
+    def _has_no_effect(self, event: tuple[Any, ...]) -> bool:
+        """Whether nothing follows from this, not even for others: a call behind others, a reply that comes too late."""
+        match event:
+            case ("submit",):
+                return len(self.queue) > 1
+            case ("withdraw", waiting):
+                return not waiting
+            case ("replied", _, _, counts):
+                return not counts
+            case _:
+                return False
+
+    def _perform(self, command: Command) -> None:
+        match command:
+            case Spawn(number, _) if self.spawns_to_fail:
+                self.spawns_to_fail -= 1
+                self._stillborn.add(number)
+                self._died(self.processes[number], None, None, 0, InitializerError("no descriptors left"))
+            case Send(number, call) if number not in self._stillborn:
+                self.processes[number].inbox.append(self.by_id[call.id])
+            case Recall(number):
+                self._recall(self.processes[number])
+            case Finish(call, outcome):
+                call.finish(outcome)
+
+    def _recall(self, process: Process) -> None:
+        """Take back what is not begun."""
+        if self.quick_to_begin and able(process):
+            self.begin(process)
+        if not self.slow_to_report:
+            self.deliver_all(process)
+        self.quick_to_begin = self.slow_to_report = False
+        back, process.inbox = list(process.inbox), deque()
+        for ticket in back:
+            if ticket in process.held:
+                process.held.remove(ticket)
+                process.taken -= ticket.call.weight
+                process.load -= ticket.cost
+                if not process.held:
+                    process.deadline = None  # it had lied when it said that it begins one of them
+        self.weigh(process)
+        waiting = [ticket for ticket in back if not ticket.stopping and ticket.decided is None]
+        self.queue.extendleft(reversed(waiting))
+        ids = [ticket.call.id for ticket in back]
+        process.recalling = False
+        self._decide(("recalled",), lambda now: self.dispatcher.recalled(process.number, ids, now))
+        assert all(ticket.decided is not None for ticket in back if ticket.stopping)
+
+    def _finished(self, ticket: Ticket, outcome: Outcome) -> None:
+        """Tell who made the call; they may act on it right away."""
+        ticket.outcomes.append(outcome)
+        unfinished = [other for other in self.tickets if other.decided is None]
+        match ticket.reaction:
+            case "submit" if self.phase is PoolPhase.RUNNING:
+                self.submit()
+            case "cancel" if unfinished:
+                self.cancel(unfinished[0])
+            case "replace" if self.phase is PoolPhase.RUNNING:
+                for other in unfinished[:3]:
+                    self.cancel(other)
+                self.submit()
+                self.submit()
+            case "close" if isinstance(outcome, Reply):
+                self.close()
+            case "terminate" if isinstance(outcome, Reply):
+                self.terminate()
+
+    # The end.
+
+    def settle(self) -> None:
+        """Let everybody do what they have to, until nothing is left to happen but that workers grow old."""
+        self.spawns_to_fail = 0
+        self.quick_to_begin = self.slow_to_report = False
+        for _ in range(100 + 10 * len(self.tickets)):
+            progress = [self._step(process) for process in list(self.processes.values())]
+            if not any(progress):
+                if self.phase is PoolPhase.CLOSED or not self.deadlines():
+                    return
+                self.wait_until_due()
+            self.check()
+        raise AssertionError("it never comes to rest")
+
+    def _step(self, process: Process) -> bool:
+        """Let a worker do the next thing; return whether there was one."""
+        if process.number not in self.processes:
+            return False
+        if process.killed or process.leaving:
+            self.die(process, 0)
+        elif not process.ready:
+            self.become_ready(process)
+        elif process.outbox:
+            self.deliver(process)
+        elif process.running:
+            self.answer(process)
+        elif process.inbox:
+            self.begin(process)
+        else:
+            return False
+        return True
+
+    def end(self, *, at_once: bool) -> None:
+        """Close the pool, at once or when there is nothing left to do, and let everything come to its end."""
+        if not at_once:
+            self._come_to_rest()
+        self.close()
+        self.settle()
+        assert self.phase is PoolPhase.CLOSED
+        assert not self.processes
+        assert all(len(ticket.outcomes) == 1 for ticket in self.tickets)
+
+    def _come_to_rest(self) -> None:
+        self.settle()
+        assert all(ticket.decided is not None for ticket in self.tickets), "calls are left"
+        if self.phase is PoolPhase.RUNNING:
+            assert len(self.idle()) == self.seats
+            waiting_for_a_seat = sum(process.has_been_spent for process in self.idle())
+            assert self.seats <= len(self.processes) <= self.seats + waiting_for_a_seat
