@@ -1,0 +1,1 @@
+"""Programs that measure aiopool, and that try to break it."""
