@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import itertools
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, NoReturn
@@ -543,3 +544,16 @@ async def test_an_iterator_tells_its_state() -> None:
         assert "closed" in repr(stream)
         with pytest.raises(StopAsyncIteration):
             await anext(stream)
+
+
+async def test_a_stream_that_is_collected_is_closed_in_a_turn_of_the_loops_own() -> None:
+    """The collector may run in the midst of a decision of the pool's, which must not be entered again."""
+    async with AioPool(1) as pool:
+        stream = pool.imap(jobs.square, itertools.count())
+        window = stream._window
+        assert await anext(stream) == 0
+        del stream
+        gc.collect()
+        assert not window.closed
+        while not window.closed:
+            await asyncio.sleep(0)

@@ -17,7 +17,7 @@ import anyio
 
 from . import failures
 from .admission import Admission
-from .backends.base import Backend, in_loop
+from .backends.base import Backend
 from .calls import CANCELLED, Call, Outcome
 from .exceptions import AioPoolError, NotPicklable, ResultTimeout
 from .phases import PoolPhase
@@ -348,10 +348,9 @@ class ImapIterator(AsyncIterator[T], Generic[T]):
 
     def __del__(self) -> None:
         window = self._window
-        if in_loop(window.backend.loop):
-            window.close()
-        elif not window.backend.loop.is_closed():
-            window.backend.loop.call_soon_threadsafe(window.close)  # collected by another thread
+        if not window.closed and not window.over and not window.backend.loop.is_closed():
+            # Not here: the collector may run in another thread, or in the midst of a decision of the pool's.
+            window.backend.loop.call_soon_threadsafe(window.close)
 
     def __repr__(self) -> str:
         window = self._window
