@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import errno
 import faulthandler
 import gc
 import importlib
@@ -27,6 +28,7 @@ import sys
 import tempfile
 import threading
 import time
+import unittest.mock
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -63,6 +65,15 @@ EVERYTHING = {
     "kills": {"idle", "busy", "starting", "half-way in", "half-way out", "greedy"},
     "ways": set(WAYS),
 }
+
+
+IN_PIECES = 0.3
+"""The part of pools whose large arguments go through the socket, since there is no memory to pass on."""
+
+
+def no_memory() -> contextlib.AbstractContextManager[object]:
+    """Have the system refuse memory that could be passed on."""
+    return unittest.mock.patch.object(os, "memfd_create", side_effect=OSError(errno.ENOMEM, "no memory"))
 
 
 class LeaveError(Exception):
@@ -107,6 +118,7 @@ class Chaos:
             if waiting := asyncio.all_tasks() - {asyncio.current_task()}:
                 await asyncio.wait(waiting, timeout=1)
             self.ledger.amiss += left_since(before, self.toll.pids)
+            self.toll.pids.clear()
             self.took = time.monotonic() - begin
             self.memory.sample(self.took)
             if self.took * 10 // self._seconds > tenth:
@@ -167,7 +179,8 @@ class Chaos:
             for _ in range(self._chance.choice(CLIENTS))
         ]
         self._expect_progress(pool)
-        await self._use(pool, way, seconds, clients, murderer)
+        with no_memory() if self._chance.random() < IN_PIECES else contextlib.nullcontext():
+            await self._use(pool, way, seconds, clients, murderer)
         self._watchdog.cancel()
         signal.alarm(0)
         also_possible = set[str]()
@@ -237,7 +250,7 @@ class Chaos:
     def _tell(self) -> None:
         print(
             f"{self._method}: {self.took:.0f} of {self._seconds:.0f} s, {self.ledger.calls} calls,"
-            f" {len(self.toll.pids)} workers, {len(self.ledger.amiss)} things amiss",
+            f" {self.toll.workers} workers, {len(self.ledger.amiss)} things amiss",
             file=sys.stderr, flush=True,
         )  # fmt: skip
 
@@ -252,7 +265,7 @@ class Chaos:
             "verbs": _listed(self.verbs),
             "runs": f"{ledger.fates.total()}, of these another try {ledger.retried}",
             "pools": f"{self.ways.total()}, left by: {_listed(self.ways)}",
-            "workers": f"{len(toll.pids)}: {_listed(toll.ends)}",
+            "workers": f"{toll.workers}: {_listed(toll.ends)}",
             "killed by jobs": _listed(Counter(deadly)),
             "from outside": _listed(toll.kills),
             "memory": f"first tenth {bytes_first / 2**20:.1f} MiB, last tenth {bytes_last / 2**20:.1f} MiB",

@@ -37,12 +37,14 @@ class Toll:
     """What has become of the workers of a run.
 
     Attributes:
-        pids: of all workers so far.
+        workers: how many there were.
+        pids: of those of the present pool.
         ends: how they went.
         kills: which blows from outside there were.
     """
 
     def __init__(self) -> None:
+        self.workers = 0
         self.pids: set[int] = set()
         self.ends: Counter[str] = Counter()
         self.kills: Counter[str] = Counter()
@@ -81,6 +83,7 @@ class Watch:
     def gone(self, worker: int, end: End) -> None:
         """Note how a worker has gone."""
         if end.pid is not None:
+            self._toll.workers += 1
             self._toll.pids.add(end.pid)
             self._toll.ends[self._way(worker)] += 1
         self._gone(worker, end)

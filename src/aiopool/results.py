@@ -70,6 +70,8 @@ class AsyncResult(asyncio.Future[T], Generic[T]):
     done, and cancelled, when that worker is gone. Until then `cancelled` is false, as it is with a task.
     """
 
+    __slots__ = ("_backend", "_calls", "_message", "_name", "_stopping")
+
     def __init__(self, backend: Backend, name: str) -> None:
         super().__init__(loop=backend.loop)
         self._backend = backend
@@ -133,7 +135,9 @@ class AsyncResult(asyncio.Future[T], Generic[T]):
 
     def begin(self, payload: Payload, limits: Limits, pace: Pace) -> None:
         """Submit the one call."""
-        self._submit([Call(self._name, payload, self._finish, limits, pace)])
+        call = Call(self._name, payload, self._finish, limits, pace)
+        self._calls = (call,)
+        self._backend.submit(call)
 
     def _submit(self, calls: Sequence[Call]) -> None:
         """Submit the calls whose outcome this is."""
@@ -179,6 +183,8 @@ class PackedChunk(NamedTuple):
 
 class MapResult(AsyncResult[list[T]]):
     """The result of a map: the list of values, in order, or the first exception."""
+
+    __slots__ = ("_chunks", "_left", "_reader")
 
     def __init__(self, backend: Backend, name: str) -> None:
         super().__init__(backend, name)

@@ -26,6 +26,8 @@ DEPTH = 128
 
 NANO = 1_000_000_000
 
+ANSWERS = frozenset({int(wire.Kind.RESULT), int(wire.Kind.FAILED)})
+
 
 class LocalBackend:
     """Runs calls in worker processes on this machine. See `aiopool.backends.base.Backend`."""
@@ -159,8 +161,7 @@ class LocalBackend:
     def received(self, worker: int, frames: list[wire.Frame]) -> None:
         """A worker sent messages."""
         now = self.loop.time()
-        answers = (wire.Kind.RESULT, wire.Kind.FAILED)
-        for answered, group in itertools.groupby(frames, lambda frame: frame.kind in answers):
+        for answered, group in itertools.groupby(frames, _is_answer):
             if worker not in self._processes:
                 return  # what came before has ended it
             if answered:
@@ -295,6 +296,10 @@ class LocalBackend:
 
     def _now(self) -> float:
         return self.loop.time() if self._closed is not None else 0.0
+
+
+def _is_answer(frame: wire.Frame) -> bool:
+    return frame.kind in ANSWERS
 
 
 def _reply_in(frame: wire.Frame) -> tuple[int, Reply]:
