@@ -56,7 +56,7 @@ class Backend(Protocol):
         ...
 
     def submit(self, call: Call) -> None:
-        """Take a call; its ``finish`` is called once, later, never from within this method."""
+        """Take a call. Its ``finish`` is called once: later, or from within this method if the pool is terminated."""
         ...
 
     def cancel(self, call: Call) -> None:
