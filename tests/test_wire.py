@@ -203,3 +203,35 @@ def test_a_parcel_is_a_copy_and_lets_go_of_its_memory() -> None:
     del parcel
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(descriptor)
+
+
+def test_only_so_many_parcels_have_a_descriptor(ends: tuple[socket.socket, socket.socket]) -> None:
+    """The rest go in pieces, and a program that has thousands of them waiting can still open its files."""
+    kept = [Parcel([[b"x" * 100_000]]) for _ in range(parcels.MOST_DESCRIPTORS + 2)]
+    assert [parcel.descriptor is None for parcel in kept] == [False] * parcels.MOST_DESCRIPTORS + [True] * 2
+    (frame,) = passed(ends, Decoder(), wire.encode(Kind.RESULT, 1, kept[-1]))
+    assert frame.payload == b"x" * 100_000
+    kept.clear()
+    assert Parcel([[b"x" * 100_000]]).descriptor is not None
+
+
+@pytest.mark.parametrize("size", [parcels.MAPPED - 64, parcels.MAPPED])
+@pytest.mark.parametrize("mappings", ["some", "none"])
+def test_what_arrives_can_be_written_to_and_is_the_receivers_own(
+    size: int, mappings: str, monkeypatch: pytest.MonkeyPatch, ends: tuple[socket.socket, socket.socket]
+) -> None:
+    """Whether its memory is mapped, copied, or cannot be mapped."""
+    if mappings == "none":
+        monkeypatch.setattr("aiopool.parcels.mmap.mmap", no_mapping)
+    parcel = Parcel([[bytes(size)]])
+    (frame,) = passed(ends, Decoder(), wire.encode(Kind.RESULT, 1, parcel))
+    assert isinstance(frame.payload, memoryview)
+    frame.payload[0] = 1
+    assert parcel.descriptor is not None
+    assert os.pread(parcel.descriptor, 1, 0) == b"\0"
+    assert len(frame.payload) == size
+
+
+def no_mapping(*_args: object, **_options: object) -> None:
+    """Refuse a mapping."""
+    raise OSError(errno.ENOMEM, "Cannot allocate memory")

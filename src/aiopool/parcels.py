@@ -1,12 +1,15 @@
 """Large payloads: what a pickle left outside of itself, and pickles that are large themselves.
 
-A parcel lies in anonymous memory whose descriptor is passed to the other process, which maps it: it is copied once,
-by whoever sends it. The memory has no name, so nothing is left of it when both processes are gone, however they
-went. Where there is no such memory, or no descriptor left, it lies in a buffer, and travels through the socket.
+A parcel lies in anonymous memory whose descriptor is passed to the other process. That maps it, where it is worth it:
+then it has been copied once, by whoever sent it. The memory has no name, so nothing is left of it when both processes
+are gone, however they went. Where there is no such memory, or no descriptor left, it lies in a buffer, and travels
+through the socket.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import itertools
 import mmap
 import os
@@ -21,8 +24,21 @@ LARGE = 32 * 1024
 ALIGNMENT = 64
 """Each part begins at a multiple of this: what computes with vectors wants that."""
 
+MAPPED = 1024 * 1024
+"""Bytes from which on the memory of a parcel is mapped. Less is copied: a process may have so many mappings only."""
+
+MOST_DESCRIPTORS = 64
+"""Parcels of this process that have a descriptor, at the same time: the program needs some for other things."""
+
 MOST_PARTS = 1000
 """Buffers in a parcel; the table of their lengths is to fit in one packet."""
+
+
+_descriptors: set[int] = set()
+"""Those of this process's parcels."""
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_descriptors.clear)
 
 
 class Parcel:
@@ -49,15 +65,22 @@ class Parcel:
         for part, length in zip(parts, self.lengths, strict=True):
             pieces += (*part, bytes(_padded(length) - length))
         try:
-            self.descriptor = os.memfd_create("aiopool")
-            _write(self.descriptor, pieces)
+            self._fill_memory(pieces)
         except (OSError, AttributeError):  # no descriptor or no memory left, or a system without
             self.close()
+        if self.descriptor is None:
             self.content = memoryview(b"".join(pieces))
+
+    def _fill_memory(self, pieces: Sequence[bytes | memoryview]) -> None:
+        if len(_descriptors) < MOST_DESCRIPTORS:
+            self.descriptor = os.memfd_create("aiopool")
+            _descriptors.add(self.descriptor)
+            _write(self.descriptor, pieces)
 
     def close(self) -> None:
         """Let go of the memory."""
         if self.descriptor is not None:
+            _descriptors.discard(self.descriptor)
             os.close(self.descriptor)
             self.descriptor = None
 
@@ -65,9 +88,13 @@ class Parcel:
 
     @staticmethod
     def view(descriptor: int, access: int) -> memoryview:
-        """Map the memory of a parcel that has come, and close the descriptor."""
+        """Return the content of a parcel that has come, which the caller may write to, and close the descriptor."""
         try:
-            return memoryview(mmap.mmap(descriptor, 0, access=access))
+            size = os.fstat(descriptor).st_size
+            if size >= MAPPED:
+                with contextlib.suppress(OSError):  # no more mappings
+                    return memoryview(mmap.mmap(descriptor, 0, access=access))
+            return _read(descriptor, size)
         finally:
             os.close(descriptor)
 
@@ -107,6 +134,16 @@ def parts_of(content: memoryview, lengths: Sequence[int]) -> list[memoryview]:
 
 def _padded(length: int) -> int:
     return -(-length // ALIGNMENT) * ALIGNMENT
+
+
+def _read(descriptor: int, size: int) -> memoryview:
+    content, end = memoryview(bytearray(size)), 0
+    while end < size:
+        count = os.preadv(descriptor, [content[end:]], end)
+        if not count:
+            raise OSError(errno.EIO, "the memory of a message has been cut short")
+        end += count
+    return content
 
 
 def _write(descriptor: int, pieces: Sequence[bytes | memoryview]) -> None:

@@ -212,7 +212,7 @@ class Decoder:
             return Frame(*self._head, None)
         try:
             content = Parcel.view(descriptors[0], self._access)
-        except (OSError, ValueError):
+        except (OSError, MemoryError):
             return Frame(*self._head, None)
         return self._parcel(content)
 
