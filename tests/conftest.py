@@ -114,13 +114,18 @@ def shared_memory() -> set[str]:
 
 def belongs_to_others(name: str) -> bool:
     """Whether a file in /dev/shm is used by a process that is none of ours: another suite may run beside this one."""
-    file, ours = Path("/dev/shm") / name, {os.getpid(), *processes()}  # noqa: S108 - looked at, not written
+    try:
+        number = str((Path("/dev/shm") / name).stat().st_ino)  # noqa: S108 - looked at, not written
+    except FileNotFoundError:
+        return True  # they have removed it
+    ours = {os.getpid(), *processes()}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) not in ours:
             with contextlib.suppress(OSError):  # it has just ended, or is somebody else's
-                if f"{file}\n" in (entry / "maps").read_text():
+                lines = map(str.split, (entry / "maps").read_text().splitlines())
+                if any(line[4] == number and line[5].startswith("/dev/shm/") for line in lines if len(line) > 5):
                     return True
-    return not file.exists()
+    return False
 
 
 @pytest.fixture(scope="session", autouse=True)
