@@ -107,23 +107,26 @@ def descriptors() -> dict[str, str]:
     return found
 
 
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - looked at, not written
+
+
 def shared_memory() -> set[str]:
     """Return what lies in /dev/shm."""
-    return {entry.name for entry in Path("/dev/shm").iterdir()}  # noqa: S108 - looked at, not written
+    return {entry.name for entry in SHARED_MEMORY.iterdir()}
 
 
 def belongs_to_others(name: str) -> bool:
     """Whether a file in /dev/shm is used by a process that is none of ours: another suite may run beside this one."""
     try:
-        number = str((Path("/dev/shm") / name).stat().st_ino)  # noqa: S108 - looked at, not written
+        number = str((SHARED_MEMORY / name).stat().st_ino)
     except FileNotFoundError:
         return True  # they have removed it
     ours = {os.getpid(), *processes()}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) not in ours:
             with contextlib.suppress(OSError):  # it has just ended, or is somebody else's
-                lines = map(str.split, (entry / "maps").read_text().splitlines())
-                if any(line[4] == number and line[5].startswith("/dev/shm/") for line in lines if len(line) > 5):
+                mappings = map(str.split, (entry / "maps").read_text().splitlines())
+                if any(each[4] == number and each[5].startswith(str(SHARED_MEMORY)) for each in mappings if each[5:]):
                     return True
     return False
 
