@@ -89,9 +89,8 @@ class Decisions:
                 self._dismiss(worker, now)
             else:
                 self._send(worker, self._backlog.take(), now)
-        if self._depth > 1:
-            self._send_ahead(now)
-            self._take_back(now)
+        self._send_ahead(now)
+        self._take_back(now)
 
     def _send_ahead(self, now: float) -> None:
         """Deal out what waits among busy workers, to each one call in its turn, as long as all of it is soon done."""

@@ -211,10 +211,8 @@ class AioPool(Lifecycle):
         function, payload = self._prepare(func, args, kwds)
         limits = self._limits_for(timeout, retries)
         result: AsyncResult[T] = AsyncResult(self._backend, function.name)
-        if callback is not None or error_callback is not None:
-            _add_callbacks(result, callback, error_callback)
-        if self._admission.limited:
-            self._admission.take(1)
+        _add_callbacks(result, callback, error_callback)
+        self._admission.take(1)
         result.begin(payload, limits, function.pace)
         return result
 
