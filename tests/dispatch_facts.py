@@ -28,6 +28,7 @@ class Ticket:
     call: Call
     reaction: str | None
     stopping: object = None  # why it is to stop: CANCELLED or TIMEOUT
+    withdrawn: bool = False  # it is to end, but not to be stopped if it has begun
     decided: Outcome | None = None
     outcomes: list[Outcome] = dataclasses.field(default_factory=list)
     begun: int = 0
@@ -45,7 +46,7 @@ class Ticket:
     def ends_as(self, otherwise: Outcome) -> bool:
         """Whether it has ended as what was decided on it first, or else as what came then."""
         if self.stopping is None:
-            return self.decided is otherwise
+            return self.decided is (CANCELLED if self.withdrawn else otherwise)
         return isinstance(self.decided, CallTimeout) if self.stopping == TIMEOUT else self.decided is CANCELLED
 
 

@@ -97,7 +97,7 @@ class Judge(Facts):
         assert len(process.held) > 1, "there is nothing to take back"
         assert not process.recalling, "it is asked already"
         assert not process.emptied, "it has said that it has nothing"
-        wanted = self.idle() or self.overdue(process) or any(ticket.stopping for ticket in process.held)
+        wanted = self.idle() or self.overdue(process) or any(t.stopping or t.withdrawn for t in process.held)
         assert wanted, "nobody wants it back"
         process.recalling = process.emptied = True
 
@@ -142,6 +142,7 @@ class Judge(Facts):
                 assert self.event[2] is outcome
                 assert self.event[3], "its worker is killed, and the call decided"
                 assert not ticket.stopping
+                assert not ticket.withdrawn
             case WorkerDied():
                 self._judge_death(ticket, outcome)
             case CallTimeout():
@@ -154,9 +155,10 @@ class Judge(Facts):
             case PoolTerminated():
                 assert self.terminated
                 assert not ticket.stopping
+                assert not ticket.withdrawn
             case _:
                 assert outcome is CANCELLED
-                assert ticket.stopping is CANCELLED
+                assert ticket.stopping is CANCELLED or ticket.withdrawn
         self._finish(ticket, outcome)
 
     def _judge_death(self, ticket: Ticket, outcome: WorkerDied) -> None:
@@ -166,6 +168,7 @@ class Judge(Facts):
         assert outcome.call == ticket.call.name
         assert outcome.tries == ticket.tries == ticket.call.limits.retries + 1
         assert not ticket.stopping
+        assert not ticket.withdrawn
 
     def _finish(self, ticket: Ticket, outcome: Outcome) -> None:
         ticket.decided = outcome
@@ -206,6 +209,9 @@ class Judge(Facts):
             assert not (first.stopping and alone) or process.interrupted is first, "a call to be stopped runs on"
             unread = [ticket for ticket in process.inbox if ticket.stopping]
             assert not unread or unread == [process.interrupted], "a call to be stopped is left in the channel"
+            assert not any(ticket.withdrawn for ticket in process.inbox), (
+                "a call that nobody wants is left in the channel"
+            )
 
     def _check_phase(self) -> None:
         unfinished = any(ticket.decided is None for ticket in self.tickets)

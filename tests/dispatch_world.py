@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 from aiopool import decisions, losses
@@ -72,12 +73,17 @@ class World(Judge):
         assert ticket.decided is CANCELLED or not waiting, "a waiting call ends at once"
 
     def withdraw(self, ticket: Ticket) -> None:
-        """Somebody wants a call to end if no worker has it."""
+        """Somebody wants a call to end if no worker has begun it."""
         waiting, before = ticket in self.queue, ticket.decided
+        behind = any(ticket in islice(process.held, 1, None) for process in self.processes.values())
+        news = waiting or (behind and not ticket.stopping and not ticket.withdrawn)
         if waiting:
             ticket.stopping = CANCELLED
-        self._decide(("withdraw", waiting), lambda now: self.dispatcher.withdraw(ticket.call, now))
-        assert ticket.decided is (CANCELLED if waiting else before)
+        else:
+            ticket.withdrawn |= news
+        self._decide(("withdraw", news), lambda now: self.dispatcher.withdraw(ticket.call, now))
+        if not behind:
+            assert ticket.decided is (CANCELLED if waiting else before)
 
     def close(self) -> None:
         """The pool is closed."""
@@ -268,8 +274,9 @@ class World(Judge):
             held[0].unseen = True
         for ticket in held[:begun]:
             ticket.tries += 1
-        victims = [ticket for ticket in held[:begun] if ticket.stopping or ticket.tries > ticket.call.limits.retries]
-        back = [ticket for ticket in held if ticket not in victims and not ticket.stopping]
+        unwanted = [ticket for ticket in held if ticket.stopping or ticket.withdrawn]
+        victims = [t for t in held[:begun] if t in unwanted or t.tries > t.call.limits.retries]
+        back = [ticket for ticket in held if ticket not in victims and ticket not in unwanted]
         self.queue.extendleft(reversed(back))
         return victims, held[begun:]
 
@@ -318,8 +325,8 @@ class World(Judge):
         match event:
             case ("submit",):
                 return len(self.queue) > 1
-            case ("withdraw", waiting):
-                return not waiting
+            case ("withdraw", somewhere):
+                return not somewhere
             case ("replied", _, _, counts):
                 return not counts
             case _:
@@ -354,12 +361,12 @@ class World(Judge):
                 if not process.held:
                     process.deadline = None  # it had lied when it said that it begins one of them
         self.weigh(process)
-        waiting = [ticket for ticket in back if not ticket.stopping and ticket.decided is None]
+        waiting = [t for t in back if not t.stopping and not t.withdrawn and t.decided is None]
         self.queue.extendleft(reversed(waiting))
         ids = [ticket.call.id for ticket in back]
         process.recalling = False
         self._decide(("recalled",), lambda now: self.dispatcher.recalled(process.number, ids, now))
-        assert all(ticket.decided is not None for ticket in back if ticket.stopping)
+        assert all(ticket.decided is not None for ticket in back if ticket.stopping or ticket.withdrawn)
 
     def _finished(self, ticket: Ticket, outcome: Outcome) -> None:
         """Tell who made the call; they may act on it right away."""

@@ -280,6 +280,18 @@ def test_withdrawing_a_running_call_changes_nothing() -> None:
     assert call.phase is CallPhase.RUNNING
 
 
+def test_withdrawing_a_call_that_was_sent_ahead_takes_it_back() -> None:
+    """It ends when it has come back. If it has begun, it ends with its answer: nobody is killed for it."""
+    pool = running_pool(depth=3)
+    _, comes_back, runs = calls = submitted(pool, 3)
+    assert pool.withdraw(runs, 0) == [Recall(1)]
+    assert pool.withdraw(comes_back, 0) == []
+    assert pool.recalled(1, [comes_back.id], 0) == [Finish(comes_back, CANCELLED)]
+    pool.replied(1, [(calls[0].id, ANSWER)], 0)
+    assert runs.phase is CallPhase.RUNNING
+    assert outcome_of(runs, pool.replied(1, [(runs.id, ANSWER)], 0)) is CANCELLED
+
+
 # Deaths.
 
 

@@ -281,6 +281,11 @@ def refuse(_item: object) -> None:
     raise ValueError("refused")
 
 
+def refuse_to_unpickle(_item: object) -> object:
+    """Return what raises when it arrives."""
+    return jobs.make_unpickles_never_in_parent()
+
+
 def die(_item: object) -> None:
     """Take the worker along."""
     jobs.kill_self()
@@ -300,6 +305,7 @@ FAILING: dict[str, Callable[[AioPool, Any], Awaitable[object]]] = {
     "imap": lambda pool, item: anext(pool.imap(refuse, [item])),
     "imap of an input that breaks": lambda pool, item: second(pool.imap(jobs.pid_of, give_and_break(item))),
     "imap of an item that cannot be pickled": lambda pool, item: anext(pool.imap(refuse, [(item, lambda: 1)])),
+    "apply, and a result that does not unpickle": lambda pool, item: pool.apply(refuse_to_unpickle, (item,)),
     "apply, and a worker that dies": lambda pool, item: pool.apply(die, (item,)),
     "imap, and a worker that dies": lambda pool, item: anext(pool.imap(die, [item])),
 }

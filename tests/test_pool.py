@@ -244,6 +244,19 @@ async def test_bad_arguments_of_calls_are_refused_at_the_callers_line(pool: AioP
         await pool.map(jobs.square, 3)  # type: ignore[arg-type]
 
 
+async def test_what_an_input_raises_when_it_is_asked_for_its_items_is_its_own(pool: AioPool) -> None:
+    """Also a TypeError, which would be ours if it were no iterable."""
+
+    class Broken:
+        def __iter__(self) -> Iterator[int]:
+            raise TypeError("out of order")
+
+    with pytest.raises(TypeError, match="out of order"):
+        await pool.map(jobs.square, Broken())
+    with pytest.raises(TypeError, match="out of order"):
+        pool.imap(jobs.square, Broken())
+
+
 async def test_a_map_with_an_item_that_cannot_be_pickled_sends_nothing(pool: AioPool, latch: Latch) -> None:
     """It raises at the call, before the first chunk goes out."""
     with pytest.raises(NotPicklable):

@@ -56,6 +56,14 @@ async def test_a_job_that_closes_everything_cannot_hang_its_caller(start_method:
         assert await pool.apply(jobs.square, (3,)) == 9
 
 
+async def test_a_job_that_closes_everything_and_opens_sockets_cannot_hang_its_caller(start_method: str) -> None:
+    """Its answer goes to a socket of its own, which has the channel's number now; so the worker goes."""
+    async with AioPool(1, context=start_method) as pool:
+        with pytest.raises(WorkerDied):
+            await pool.apply(jobs.close_everything_and_open_sockets)
+        assert await pool.apply(jobs.square, (3,)) == 9
+
+
 @pytest.fixture(params=["no pidfds", "no signals to groups"])
 def old_kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """A system without pidfds, or whose pidfds cannot signal a group."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections import Counter
+from typing import Any
 
 import pytest
 
 import jobs
 from aiopool import AioPool
+from aiopool.backends.process import WorkerProcess
 from aiopool.recycling import Allowance, RecyclePolicy
 from latch import Latch
 
@@ -125,3 +129,25 @@ async def test_a_worker_that_is_old_is_replaced_when_its_successor_is_ready(latc
         while f"{other}" in {str(process.pid) for process in pool._backend._processes.values()}:  # type: ignore[attr-defined]
             await asyncio.sleep(0)
         assert await pool.apply(jobs.square, (3,)) == 9
+
+
+@pytest.mark.both_loops
+async def test_nothing_is_kept_of_workers_that_are_gone(start_method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither buffers nor threads; they do not even wait for the garbage to be collected."""
+    made: list[weakref.ref[WorkerProcess]] = []
+
+    def make(*args: Any, **kwds: Any) -> WorkerProcess:
+        process = WorkerProcess(*args, **kwds)
+        made.append(weakref.ref(process))
+        return process
+
+    monkeypatch.setattr("aiopool.backends.local.WorkerProcess", make)
+    gc.disable()
+    try:
+        async with AioPool(1, maxtasksperchild=1, context=start_method) as pool:
+            pids = {await pool.apply(jobs.pid_of) for _ in range(3)}
+        await asyncio.sleep(0)  # a loop may still hold the callback that it ran last
+        assert len(made) > len(pids) == 3
+        assert [process() for process in made] == [None] * len(made)
+    finally:
+        gc.enable()

@@ -227,6 +227,27 @@ async def test_a_call_that_was_sent_ahead_is_cancelled_at_once_and_never_invoked
             assert await pool.apply(jobs.pid_of) == queue.tapped.process.pid
 
 
+async def test_chunks_of_a_failed_map_that_were_sent_ahead_do_not_run(
+    latch: Latch, gate: Latch, tmp_path: Path
+) -> None:
+    """But for one that its worker begins before the failure is known here."""
+    with Latch(tmp_path / "failing") as failing, Latch(tmp_path / "behind") as behind:
+        async with AioPool(2) as pool:
+            items = [(latch.path, gate.path, 0), (latch.path, failing.path, 3)]
+            items += [(latch.path, behind.path, item) for item in range(10, 20)]
+            mapped = pool.starmap_async(jobs.tell_wait_and_fail_at, items, chunksize=1)
+            pids = dict([(await latch.told()).split() for _ in range(2)])
+            failing.let()
+            with pytest.raises(ValueError, match="3"):
+                await mapped
+            gate.let()
+            while await pool.apply(jobs.pid_of) != int(pids["0"]):
+                pass  # the other one is free, too
+            begun = [line.split()[1] for line in latch.told_already()]
+            assert begun in ([], [pids["3"]])
+            behind.let(len(items))
+
+
 def cancel_and_tell(result: AsyncResult[Any], in_time: list[bool], _tapped: Tapped) -> None:
     """Cancel a call, and keep whether that came before its end was known."""
     in_time.append(result.cancel())

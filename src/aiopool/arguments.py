@@ -91,10 +91,9 @@ def fraction(name: str, value: float) -> float:
 
 def iterate(name: str, value: Iterable[T], kind: str = "iterable") -> Iterator[T]:
     """Return an iterator over the items, or raise TypeError. It is asked for once: some give their items only once."""
-    try:
-        return iter(value)
-    except TypeError:
-        raise TypeError(f"{name} must be {kind}, not {value!r}") from None
+    if not isinstance(value, Iterable) and not hasattr(type(value), "__getitem__"):
+        raise TypeError(f"{name} must be {kind}, not {value!r}")
+    return iter(value)
 
 
 def iterate_input(value: Iterable[T]) -> Iterator[T]:

@@ -73,8 +73,14 @@ class Dispatcher(Decisions):
         return self._decided(now)
 
     def withdraw(self, call: Call, now: float) -> list[Command]:
-        """End a call if no worker has it yet."""
-        return self.cancel(call, now) if call.phase is CallPhase.WAITING else []
+        """End a call if no worker has begun it; one that runs goes on, though nobody wants to know its outcome."""
+        if call.phase is CallPhase.WAITING:
+            return self.cancel(call, now)
+        if call.phase is not CallPhase.SENT or call.verdict is not None:
+            return []
+        call.verdict = CANCELLED
+        self._recall(self._owner[call.id])
+        return self._decided(now)
 
     def close(self, now: float) -> list[Command]:
         """Take no more calls; let everybody leave when the accepted ones are done."""

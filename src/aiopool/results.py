@@ -10,7 +10,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from . import failures
 from .backends.base import Backend
-from .calls import CANCELLED, Call, CallPhase, Limits, Outcome, Pace, Reply
+from .calls import CANCELLED, Call, Limits, Outcome, Pace, Reply
 from .exceptions import AioPoolError, CallAborted, NotPicklable, PoolTerminated, ResultTimeout
 from .parcels import Payload
 
@@ -45,7 +45,7 @@ def open_outcome(outcome: Reply | BaseException, call: str, deliver: Deliver) ->
     except BaseException as refused:
         text = failures.format_traceback(refused)
         error = NotPicklable("result", call, failures.type_name(refused), failures.text_of(refused), text)
-        error.__cause__ = refused
+        error.__cause__ = refused.with_traceback(None)  # which has this frame, and that has whoever gets the error
         deliver(None, error)
         if isinstance(refused, KeyboardInterrupt):
             raise  # from the keyboard, not from the pickle; the call has its end all the same
@@ -303,10 +303,8 @@ class MapResult(AsyncResult[list[T]]):
         if self._reader is not None:
             self._reader.cancel()
         for call in self._calls:
-            if call.phase is CallPhase.WAITING:
-                self._backend.withdraw(call)
-            else:
-                call.limits = call.limits._replace(retries=0)  # nobody would have the values of another try
+            call.limits = call.limits._replace(retries=0)  # nobody would have the values of another try
+            self._backend.withdraw(call)
 
 
 async def _list_of(source: AsyncIterable[T]) -> list[T]:

@@ -64,7 +64,7 @@ class Backend(Protocol):
         ...
 
     def withdraw(self, call: Call) -> None:
-        """End a call if it still waits."""
+        """End a call if it has not begun."""
         ...
 
     def refusal(self) -> AioPoolError:

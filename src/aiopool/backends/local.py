@@ -105,7 +105,7 @@ class LocalBackend:
         self._perform(self._dispatcher.cancel(call, self.loop.time()))
 
     def withdraw(self, call: Call) -> None:
-        """End a call if it still waits."""
+        """End a call if it has not begun."""
         self._perform(self._dispatcher.withdraw(call, self.loop.time()))
 
     def refusal(self) -> AioPoolError:

@@ -308,6 +308,7 @@ class WorkerProcess:
             if not self._loop.is_closed():
                 self._loop.remove_reader(self._process.sentinel)
                 self._loop.remove_reader(self._death())
+            self._channel = None  # we hold one another, and its buffer need not wait for the garbage collector
         self._own_end.close()
         self._workers_end.close()
         self._lifeline.close()

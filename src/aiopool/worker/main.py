@@ -145,8 +145,7 @@ def _introduce(channel: socket.socket, initializer: Initializer | PickledInitial
 
 
 def _serve(channel: socket.socket, control: Control, memory_limit: int | None) -> None:
-    decoder, arrival = wire.Decoder(), select.poll()
-    arrival.register(channel, select.POLLIN)
+    decoder, arrival = wire.Decoder(), Arrival(channel)
     while (frame := _receive(channel, decoder, arrival)).kind != wire.Kind.LEAVE:
         _answer(channel, frame, control)
         del frame  # or its arguments would be kept while we wait
@@ -154,7 +153,30 @@ def _serve(channel: socket.socket, control: Control, memory_limit: int | None) -
             _send(channel, wire.Kind.HEAVY)
 
 
-def _receive(channel: socket.socket, decoder: wire.Decoder, arrival: select.poll) -> wire.Frame:
+class Arrival:
+    """Waits for packets on a channel."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self._channel = channel
+        self._identity = self._present_identity()
+        self._poll = select.poll()
+        self._poll.register(channel, select.POLLIN)
+
+    def wait(self) -> None:
+        """Wait until there is something to receive.
+
+        A job may have closed all descriptors, and ours may be another socket's by now, which has our last answer.
+        Then nobody will ever write to us: our end is the only news that there can be.
+        """
+        if self._present_identity() != self._identity:
+            raise ConnectionResetError("a job has closed the channel")
+        self._poll.poll()
+
+    def _present_identity(self) -> int:
+        return os.fstat(self._channel.fileno()).st_ino
+
+
+def _receive(channel: socket.socket, decoder: wire.Decoder, arrival: Arrival) -> wire.Frame:
     """Receive a message.
 
     We never wait in a call that receives: a worker that is killed there could take along a message that comes after
@@ -164,7 +186,7 @@ def _receive(channel: socket.socket, decoder: wire.Decoder, arrival: select.poll
         try:
             frame = wire.receive(channel, decoder, socket.MSG_DONTWAIT)
         except BlockingIOError:
-            arrival.poll()
+            arrival.wait()
         else:
             if frame is not None:
                 return frame
