@@ -9,6 +9,7 @@ import math
 import random
 from collections import deque
 from collections.abc import Callable, Iterable
+from typing import TypeGuard
 
 from .backlog import Backlog
 from .calls import Call, CallPhase, Outcome
@@ -96,8 +97,8 @@ class Decisions:
         """Deal out what waits among busy workers, to each one call in its turn, as long as all of it is soon done."""
         if not self._backlog:
             return
-        busy = (seat.occupant for seat in self._crew.seats if seat.occupant and seat.occupant.calls)
-        turns = deque(sorted(busy, key=lambda worker: worker.load))
+        occupants = (seat.occupant for seat in self._crew.seats)
+        turns = deque(sorted(filter(_may_have_more, occupants), key=lambda worker: worker.load))
         while self._backlog and (worker := self._next_with_room(turns, self._backlog.first())) is not None:
             self._send(worker, self._backlog.take(), now)
 
@@ -105,7 +106,7 @@ class Decisions:
         """Return whose turn it is to be sent this call, now behind the others; drop those with no room at all."""
         for _ in range(len(turns)):
             worker = turns.popleft()
-            if len(worker.calls) < self._depth and _may_have_more(worker):
+            if len(worker.calls) < self._depth and worker.phase is WorkerPhase.BUSY:
                 turns.append(worker)
                 if _has_room(worker, call):
                     return worker
@@ -317,9 +318,11 @@ class Decisions:
         self.phase = phase
 
 
-def _may_have_more(worker: Worker) -> bool:
-    """Whether a worker that is busy may be sent anything."""
-    if worker.phase is not WorkerPhase.BUSY or worker.recalling or worker.calls[0].phase is CallPhase.STOPPING:
+def _may_have_more(worker: Worker | None) -> TypeGuard[Worker]:
+    """Whether this is a worker that is busy, and may be sent more."""
+    if worker is None or worker.phase is not WorkerPhase.BUSY:
+        return False
+    if not worker.calls or worker.recalling or worker.calls[0].phase is CallPhase.STOPPING:
         return False
     return not (worker.due and worker.seat.has_ready_successor)  # or it would never have nothing in hand, and go
 

@@ -6,6 +6,7 @@ import asyncio
 import pickle
 from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from . import failures
@@ -289,7 +290,7 @@ class MapResult(AsyncResult[list[T]]):
             if self._stopping:
                 self._settle_cancelled()
             else:
-                self._settle([value for chunk in self._chunks for value in chunk], None)
+                self._settle(list(chain.from_iterable(self._chunks)), None)
 
     def _take(self, number: int, values: Any, error: BaseException | None) -> None:
         if error is None:

@@ -249,14 +249,18 @@ class Window:
         waiter = self.backend.loop.create_future()
         self._waiters.add(waiter)
         try:
-            await asyncio.wait([waiter], timeout=timeout)
+            if timeout is None:
+                await waiter
+            else:
+                await asyncio.wait([waiter], timeout=timeout)
         finally:
             self._waiters.discard(waiter)
 
     def _wake(self) -> None:
         waiters, self._waiters = self._waiters, set()
         for waiter in waiters:
-            waiter.set_result(None)
+            if not waiter.done():  # else cancelled a moment ago, with the task that has not run since
+                waiter.set_result(None)
 
     def close(self, *, cut_short: bool = False) -> None:
         """End the calls in flight and take no more from the input; keep in mind if somebody may still want that."""

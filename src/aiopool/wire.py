@@ -78,6 +78,10 @@ class Form(enum.IntEnum):
     """In memory that the next packet has a descriptor of."""
 
 
+LAST_KIND, INLINE = len(Kind), int(Form.INLINE)
+"""What each message needs; an enumeration takes longer to ask."""
+
+
 class Frame(NamedTuple):
     """One message, as it was received.
 
@@ -107,7 +111,7 @@ class WireError(Exception):
 def encode(kind: int, call: int = 0, payload: Payload = b"", nanoseconds: int = 0) -> list[Packet]:
     """Return a message as the packets to send, in order. A parcel is not copied."""
     if isinstance(payload, bytes):
-        return [HEADER.pack(kind, Form.INLINE, nanoseconds, call, len(payload)) + payload]
+        return [HEADER.pack(kind, INLINE, nanoseconds, call, len(payload)) + payload]
     table = b"".join(map(LENGTH.pack, payload.lengths))
     form = Form.PIECES if payload.descriptor is None else Form.DESCRIPTOR
     header = HEADER.pack(kind, form, nanoseconds, call, payload.size) + table
@@ -195,9 +199,9 @@ class Decoder:
         if count < HEADER.size:
             raise WireError(f"no message has {count} bytes")
         kind, form, nanoseconds, call, length = HEADER.unpack_from(self._scratch)
-        if not 1 <= kind <= len(Kind):
+        if not 1 <= kind <= LAST_KIND:
             raise WireError(f"no message begins with byte {kind}")
-        if form == Form.INLINE:
+        if form == INLINE:
             if count != HEADER.size + length:
                 raise WireError(f"a message of {count} bytes says that it has {HEADER.size + length}")
             return Frame(kind, nanoseconds, call, bytes(self._scratch[HEADER.size : count]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections import deque
 from collections.abc import Callable
 from multiprocessing.context import BaseContext
@@ -26,7 +25,9 @@ DEPTH = 128
 
 NANO = 1_000_000_000
 
-ANSWERS = frozenset({int(wire.Kind.RESULT), int(wire.Kind.FAILED)})
+CALL, TIMED, RESULT, FAILED = map(int, (wire.Kind.CALL, wire.Kind.TIMED, wire.Kind.RESULT, wire.Kind.FAILED))
+ANSWERS = (RESULT, FAILED)
+"""What each call needs; a member of an enumeration takes longer to look up and to compare."""
 
 
 class LocalBackend:
@@ -161,14 +162,19 @@ class LocalBackend:
     def received(self, worker: int, frames: list[wire.Frame]) -> None:
         """A worker sent messages."""
         now = self.loop.time()
-        for answered, group in itertools.groupby(frames, _is_answer):
+        replies: list[tuple[int, Reply]] = []
+        for frame in frames:
+            if frame.kind in ANSWERS:
+                replies.append(_reply_in(frame))
+                continue
+            if replies:
+                self._perform(self._dispatcher.replied(worker, replies, now))
+                replies = []
             if worker not in self._processes:
                 return  # what came before has ended it
-            if answered:
-                self._perform(self._dispatcher.replied(worker, map(_reply_in, group), now))
-            else:
-                for frame in group:
-                    self._told(worker, frame, now)
+            self._told(worker, frame, now)
+        if replies and worker in self._processes:
+            self._perform(self._dispatcher.replied(worker, replies, now))
 
     def _told(self, worker: int, frame: wire.Frame, now: float) -> None:
         """A worker sent what is no answer."""
@@ -224,12 +230,17 @@ class LocalBackend:
         self._settle()
 
     def _perform_one(self, command: Command) -> None:
+        if isinstance(command, Finish):  # not as a case: each call has these two, and a case takes its time
+            command.call.finish(command.outcome)
+        elif isinstance(command, Send):
+            call = command.call
+            kind = CALL if call.limits.timeout is None else TIMED
+            self._processes[command.worker].send(wire.encode(kind, call.id, call.payload))
+        else:
+            self._perform_seldom(command)
+
+    def _perform_seldom(self, command: Spawn | Recall | Interrupt | Dismiss | Kill) -> None:
         match command:
-            case Finish(call, outcome):
-                call.finish(outcome)
-            case Send(worker, call):
-                kind = wire.Kind.CALL if call.limits.timeout is None else wire.Kind.TIMED
-                self._processes[worker].send(wire.encode(kind, call.id, call.payload))
             case Interrupt(worker, call):
                 self._processes[worker].interrupt(call.id)
             case Spawn(worker, _seat):
@@ -298,16 +309,12 @@ class LocalBackend:
         return self.loop.time() if self._closed is not None else 0.0
 
 
-def _is_answer(frame: wire.Frame) -> bool:
-    return frame.kind in ANSWERS
-
-
 def _reply_in(frame: wire.Frame) -> tuple[int, Reply]:
     seconds = frame.nanoseconds / NANO
     if frame.payload is None:
         lost = AioPoolError("the result could not be received: this process has no descriptor left for its memory")
         return frame.call, Reply(True, failures.encode(lost), (), seconds)
-    return frame.call, Reply(frame.kind == wire.Kind.FAILED, frame.payload, frame.buffers, seconds)
+    return frame.call, Reply(frame.kind == FAILED, frame.payload, frame.buffers, seconds)
 
 
 def _failure_of(frame: wire.Frame) -> InitializerError:

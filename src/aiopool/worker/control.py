@@ -43,9 +43,10 @@ class Control:
     def begin(self, call: int) -> None:
         """From now on this call runs; raise if it was interrupted before it came here."""
         self.current = call
-        early, self._early = self._early, set()
-        if call in early:
-            raise CallInterrupted
+        if self._early:
+            early, self._early = self._early, set()
+            if call in early:
+                raise CallInterrupted
 
     def end(self) -> None:
         """No call runs."""

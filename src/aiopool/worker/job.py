@@ -97,12 +97,21 @@ def _checked(value: T) -> T:
 
 def map_chunk(function: Callable[[Any], T], items: Iterable[Any]) -> list[T]:
     """Call the function with each item; the first exception ends the chunk."""
-    return [_checked(function(item)) for item in items]
+    return _all_checked([function(item) for item in items])
 
 
 def starmap_chunk(function: Callable[..., T], items: Iterable[Iterable[Any]]) -> list[T]:
     """Call the function with each item's elements; the first exception ends the chunk."""
-    return [_checked(function(*item)) for item in items]
+    return _all_checked([function(*item) for item in items])
+
+
+def _all_checked(values: list[T]) -> list[T]:
+    if types.CoroutineType in map(type, values):  # found in C: a call of ours for each would be most of a short chunk
+        first, *others = (value for value in values if isinstance(value, types.CoroutineType))
+        for other in others:
+            other.close()
+        _checked(first)
+    return values
 
 
 def each_of_chunk(function: Callable[[Any], T], items: Iterable[Any]) -> list[T | failures.ItemFailure]:
