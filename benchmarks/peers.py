@@ -20,6 +20,9 @@ __all__ = ["PEERS", "NotThere", "Options", "Peer", "installed", "version"]
 CHUNKS_PER_WORKER = 4
 """Into how many chunks `multiprocessing.Pool.map` divides its input, and so do adapters of peers that must be told."""
 
+AHEAD = 500
+"""How far aiopool's imap reads ahead; its peers read their whole input."""
+
 
 class NotThere(Exception):  # noqa: N818 - no error: the line is not run
     """What a line needs is not in this version or this environment."""
@@ -137,7 +140,7 @@ class Aiopool(Peer):
         return self._pool.map(func, items)
 
     def imap(self, func: Callable[[Any], Any], items: Sequence[Any]) -> AsyncIterator[Any]:
-        return self._pool.imap(func, items)
+        return self._pool.imap(func, items, buffersize=AHEAD)
 
     async def share(self, value: Any) -> Any:
         share = getattr(self._pool, "share", None)
