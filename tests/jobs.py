@@ -23,6 +23,15 @@ def square(x: int) -> int:
     return x * x
 
 
+def cube(x: int) -> int:
+    return x * x * x
+
+
+def put_in_place(name: str, value: object) -> None:
+    """Give another meaning to a name of this module, in this process."""
+    globals()[name] = value
+
+
 def add(a: int, b: int = 0, *, c: int = 0) -> int:
     return a + b + c
 

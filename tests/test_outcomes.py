@@ -233,12 +233,25 @@ class OwnBaseException(BaseException):
 
 async def test_a_coroutine_function_is_a_clear_error(capfd: pytest.CaptureFixture[str]) -> None:
     """And nothing warns that a coroutine was never awaited, in the worker either."""
-    async with AioPool(1, context="spawn") as pool:  # whose worker writes where we read; a fork server is older than this
+    async with AioPool(
+        1, context="spawn"
+    ) as pool:  # whose worker writes where we read; a fork server is older than this
         with pytest.raises(TypeError, match="coroutine_function is a coroutine function"):
             await pool.apply(jobs.coroutine_function)
         with pytest.raises(TypeError, match="coroutine_function is a coroutine function"):
             await pool.starmap(jobs.coroutine_function, [(), (), ()], chunksize=3)
     assert capfd.readouterr().err == ""
+
+
+async def test_a_function_is_what_has_its_name_in_the_worker_now(start_method: str) -> None:
+    """It travels as a name, also when the worker knows it already."""
+    async with AioPool(1, context=start_method) as pool:
+        assert [await pool.apply(jobs.square, (3,)) for _ in range(3)] == [9, 9, 9]
+        await pool.apply(jobs.put_in_place, ("square", jobs.cube))
+        assert [await pool.apply(jobs.square, (3,)) for _ in range(3)] == [27, 27, 27]
+        await pool.apply(jobs.put_in_place, ("square", None))
+        with pytest.raises(TypeError, match="not callable"):
+            await pool.apply(jobs.square, (3,))
 
 
 async def test_arguments_travel_as_they_are_at_the_call(pool: AioPool) -> None:

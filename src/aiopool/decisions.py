@@ -114,8 +114,8 @@ class Decisions:
 
     def _take_back(self, now: float) -> None:
         """Take back what is behind a call if somebody else has nothing to do, or if that call takes its time."""
-        if len(self._crew.seats) == 1:
-            return  # there is nobody else
+        if len(self._crew.seats) == 1 or len(self._owner) <= 1:
+            return  # there is nobody else, or nothing behind anything
         free = bool(self._crew.idle) and not self._backlog
         for seat in self._crew.seats:
             worker = seat.occupant

@@ -142,7 +142,7 @@ class Dispatcher(Decisions):
 
     def due(self, worker_id: int, now: float) -> list[Command]:
         """A worker uses too much memory; it is to go when it has a successor."""
-        self.workers[worker_id].due = True
+        self._crew.wear_out(self.workers[worker_id])
         return self._decided(now)
 
     def replied(self, worker_id: int, replies: Iterable[tuple[int, Reply]], now: float) -> list[Command]:
@@ -230,7 +230,7 @@ class Dispatcher(Decisions):
         for worker, age in list(self._crew.ages.items()):
             if age <= now:
                 del self._crew.ages[worker]
-                worker.due = True
+                self._crew.wear_out(worker)
         self._losses.pass_time(now)
         return self._decided(now)
 

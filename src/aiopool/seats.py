@@ -102,6 +102,7 @@ class Crew:
         self._start_timeout = start_timeout
         self._jitter = jitter
         self._hired = 0
+        self._settled = False  # every seat has an occupant, and a successor if it wants one
 
     def hire(self, seat: Seat, now: float) -> Worker:
         """Make a worker for a seat that is vacant, or whose occupant needs a successor."""
@@ -116,13 +117,24 @@ class Crew:
 
     def openings(self) -> list[Seat]:
         """Return the seats that a worker is to be made for."""
-        return [seat for seat in self.seats if seat.occupant is None or seat.wants_successor]
+        if self._settled:
+            return []
+        found = [seat for seat in self.seats if seat.occupant is None or seat.wants_successor]
+        self._settled = not found
+        return found
+
+    def wear_out(self, worker: Worker) -> None:
+        """A worker is to go as soon as somebody can take its place."""
+        worker.due = True
+        self._settled = False
 
     def move(self, worker: Worker, phase: WorkerPhase) -> None:
         """Have a worker enter a phase; a move that the table does not know raises RuntimeError, and changes nothing."""
         if phase not in WORKER_MOVES[worker.phase]:
             raise RuntimeError(f"{worker!r} cannot become {phase.value}")
         worker.phase = phase
+        if phase is WorkerPhase.RETIRING:
+            self._settled = False
         if phase not in (WorkerPhase.BUSY, WorkerPhase.RETIRING):  # in these, what it runs may be timed
             self.deadlines.pop(worker, None)
         if phase in (WorkerPhase.LEAVING, WorkerPhase.KILLED, WorkerPhase.GONE):
@@ -131,6 +143,7 @@ class Crew:
     def vacate(self, worker: Worker) -> None:
         """Give the worker's seat to its successor."""
         seat = worker.seat
+        self._settled = False
         if worker in self.idle:
             self.idle.remove(worker)
         if seat.successor is worker:

@@ -44,11 +44,13 @@ class Channel:
         self._on_garbled = on_garbled
         self._decoder = wire.Decoder(mmap.ACCESS_WRITE)
         self._unsent: deque[wire.Packet] = deque()  # packets that the kernel has not taken yet
+        self._last = 0  # the call that was sent last
         sock.setblocking(False)
         loop.add_reader(self._fd, self._receive)
 
-    def send(self, packets: Sequence[wire.Packet]) -> None:
-        """Send a message. To a worker that is gone nothing is sent: its death is reported elsewhere."""
+    def send(self, packets: Sequence[wire.Packet], call: int = 0) -> None:
+        """Send a message about a call. To a worker that is gone nothing is sent: its death is reported elsewhere."""
+        self._last = call
         waiting = bool(self._unsent)
         self._unsent.extend(packets)
         if not waiting:
@@ -101,8 +103,11 @@ class Channel:
         try:
             for _ in range(MOST_FRAMES):
                 frame = wire.receive(sock, decoder)
-                if frame is not None:
-                    frames.append(frame)
+                if frame is None:
+                    continue
+                frames.append(frame)
+                if frame.call == self._last:
+                    break  # calls are answered in their order; if anything else comes, the loop will tell
             more = True
         except BlockingIOError:
             pass  # that was all

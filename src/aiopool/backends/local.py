@@ -235,7 +235,7 @@ class LocalBackend:
         elif isinstance(command, Send):
             call = command.call
             kind = CALL if call.limits.timeout is None else TIMED
-            self._processes[command.worker].send(wire.encode(kind, call.id, call.payload))
+            self._processes[command.worker].send(wire.encode(kind, call.id, call.payload), call.id)
         else:
             self._perform_seldom(command)
 

@@ -153,10 +153,10 @@ class WorkerProcess:
             else:
                 self._starter = starter
 
-    def send(self, packets: Sequence[wire.Packet]) -> None:
-        """Send a message."""
+    def send(self, packets: Sequence[wire.Packet], call: int = 0) -> None:
+        """Send a message about a call, or about none."""
         if self._channel is not None:
-            self._channel.send(packets)
+            self._channel.send(packets, call)
 
     def take_back(self) -> list[wire.Packet]:
         """Return the packets that it has not read, and never will; of each no more than its header."""

@@ -12,6 +12,7 @@ import os
 import signal
 import struct
 from types import FrameType
+from typing import NoReturn
 
 from ..exceptions import CallInterrupted
 
@@ -31,10 +32,12 @@ class Control:
 
     Attributes:
         current: the id of the call whose function runs now, or None.
+        interrupted: the id of the call that was interrupted last, or None.
     """
 
     def __init__(self, descriptor: int) -> None:
         self.current: int | None = None
+        self.interrupted: int | None = None
         self._early: set[int] = set()  # ids that came when another call ran, or none
         self._descriptor = descriptor
         os.set_blocking(descriptor, False)
@@ -46,7 +49,7 @@ class Control:
         if self._early:
             early, self._early = self._early, set()
             if call in early:
-                raise CallInterrupted
+                self._raise(call)
 
     def end(self) -> None:
         """No call runs."""
@@ -58,6 +61,10 @@ class Control:
         except OSError:  # nothing was written, or the job has closed it
             return
         calls = {call for (call,) in ID.iter_unpack(ids)}
-        if self.current in calls:
-            raise CallInterrupted
+        if self.current is not None and self.current in calls:
+            self._raise(self.current)
         self._early |= calls
+
+    def _raise(self, call: int) -> NoReturn:
+        self.interrupted = call
+        raise CallInterrupted

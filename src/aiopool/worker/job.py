@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 import types
 from collections.abc import Callable, Iterable, Sequence
 from time import perf_counter_ns
@@ -19,6 +20,12 @@ T = TypeVar("T")
 
 HIDDEN = (__file__,)
 """Files whose frames a user's traceback does not begin with."""
+
+MOST_KNOWN = 1000
+"""Functions remembered."""
+
+_known: dict[bytes, Callable[..., Any]] = {}
+"""Functions by their pickles."""
 
 
 class Answer(NamedTuple):
@@ -41,7 +48,9 @@ def run(frame: wire.Frame, control: Control) -> Answer:
     try:
         kind, payload = wire.Kind.RESULT, _result(frame, control)
     except BaseException as error:  # noqa: BLE001 - whatever a job raises is its outcome, and no end of the worker
-        kind, payload = wire.Kind.FAILED, wrap(failures.encode(error, HIDDEN), (), wire.LARGEST)
+        kind, payload = wire.Kind.FAILED, b""
+        if control.interrupted != frame.call:  # else the parent has decided on the outcome, and wants to know no more
+            payload = wrap(failures.encode(error, HIDDEN), (), wire.LARGEST)
     return Answer(kind, payload, perf_counter_ns() - begun)
 
 
@@ -62,11 +71,26 @@ def _unpickled(
     """Return function and arguments; of a large payload is kept only what they use, so that the call has the rest."""
     pickled_function, pickled_arguments = wire.unpack_call(payload)
     with pickled_function, pickled_arguments:
-        function = _loads("function", pickled_function)
+        function = _function(pickled_function)
         args, kwds = _loads("arguments", pickled_arguments, buffers)
     if isinstance(payload, memoryview):
         payload.release()
     return function, args, kwds
+
+
+def _function(pickled: memoryview) -> Callable[..., Any]:
+    """Unpickle a function. One that travels as its name and is still what has that name, need not be looked for."""
+    key = bytes(pickled)
+    known = _known.get(key)
+    if known is not None and known is getattr(sys.modules.get(known.__module__), known.__name__, None):
+        return known
+    function: Callable[..., Any] = _loads("function", pickled)
+    named = isinstance(function, (types.FunctionType, types.BuiltinFunctionType))
+    if named and pickle.dumps(function, protocol=5) == key:  # else it only has that name for a while
+        if len(_known) >= MOST_KNOWN:
+            _known.clear()
+        _known[key] = function
+    return function
 
 
 def _loads(what: str, pickled: memoryview, buffers: Sequence[memoryview] = ()) -> Any:
