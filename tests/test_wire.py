@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import pickle
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiopool import parcels, wire
-from aiopool.parcels import Parcel, Payload
+from aiopool.parcels import Parcel, Payload, SharedParcel
 from aiopool.wire import Decoder, Frame, Kind, WireError
 
 HEADER = wire.HEADER.pack
@@ -188,7 +189,19 @@ def test_large_buffers_stay_outside_of_the_pickle() -> None:
     assert [len(buffer) for buffer in buffers] == [parcels.LARGE]
     assert parcels.LARGE <= len(pickled) < parcels.LARGE + 200
     assert len(parcels.dumps([large] * (parcels.MOST_PARTS + 1))[1]) == 1  # the same object again is no other buffer
-    assert len(parcels.dumps([Buffer(parcels.LARGE) for _ in range(1001)])[1]) == parcels.MOST_PARTS
+    many = [Buffer(0) for _ in range(parcels.MOST_PARTS + 1)]
+    for each in many:
+        each.data = large.data
+    assert len(parcels.dumps(many)[1]) == parcels.MOST_PARTS
+    assert len(parcels.dumps([small, Buffer(1), Buffer(0)], least=1)[1]) == 2
+
+
+def test_the_table_of_the_most_parts_fits_in_a_packet(ends: tuple[socket.socket, socket.socket]) -> None:
+    """It is sent at once."""
+    parts = [memoryview(b"%d" % number) for number in range(parcels.MOST_PARTS)]
+    (frame,) = passed(ends, Decoder(), wire.encode(Kind.RESULT, 1, parcels.wrap(b"pickle", parts, wire.LARGEST)))
+    assert frame.payload == b"pickle"
+    assert list(frame.buffers) == parts
 
 
 def test_a_parcel_is_a_copy_and_lets_go_of_its_memory() -> None:
@@ -211,8 +224,29 @@ def test_only_so_many_parcels_have_a_descriptor(ends: tuple[socket.socket, socke
     assert [parcel.descriptor is None for parcel in kept] == [False] * parcels.MOST_DESCRIPTORS + [True] * 2
     (frame,) = passed(ends, Decoder(), wire.encode(Kind.RESULT, 1, kept[-1]))
     assert frame.payload == b"x" * 100_000
+    other = SharedParcel([[b"x" * 100_000]])
+    assert other.descriptor is not None
     kept.clear()
     assert Parcel([[b"x" * 100_000]]).descriptor is not None
+
+
+@pytest.mark.parametrize("kind", [Parcel, SharedParcel])
+def test_a_forked_child_holds_no_parcels_memory(kind: type[Parcel]) -> None:
+    """It could live for long; and what it opens later is not closed when the parcel goes there."""
+    parcel: Parcel | None = kind([[b"x" * 100_000]])
+    assert parcel is not None
+    descriptor = parcel.descriptor
+    assert descriptor is not None
+    if not (pid := os.fork()):
+        with contextlib.suppress(OSError):
+            os.fstat(descriptor)
+            os._exit(1)
+        assert os.dup2(2, descriptor) == descriptor
+        parcel = None
+        os.fstat(descriptor)
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert os.fstat(descriptor).st_size == parcel.size
 
 
 @pytest.mark.parametrize("size", [parcels.MAPPED - 64, parcels.MAPPED])

@@ -14,9 +14,11 @@ import itertools
 import mmap
 import os
 import pickle
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
+from typing import ClassVar
 
-__all__ = ["LARGE", "Parcel", "Payload", "dumps", "parts_of", "wrap"]
+__all__ = ["LARGE", "Parcel", "Payload", "SharedParcel", "dumps", "parts_of", "wrap"]
 
 LARGE = 32 * 1024
 """Bytes from which on a buffer stays outside of its pickle."""
@@ -30,15 +32,11 @@ MAPPED = 1024 * 1024
 MOST_DESCRIPTORS = 64
 """Parcels of this process that have a descriptor, at the same time: the program needs some for other things."""
 
-MOST_PARTS = 1000
+MOST_SHARED = 256
+"""The same for parcels that are sent again and again. Without a descriptor each time is a copy, so they get more."""
+
+MOST_PARTS = 8000
 """Buffers in a parcel; the table of their lengths is to fit in one packet."""
-
-
-_descriptors: set[int] = set()
-"""Those of this process's parcels."""
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_descriptors.clear)
 
 
 class Parcel:
@@ -54,7 +52,10 @@ class Parcel:
         content: the parts, where there is no descriptor.
     """
 
-    __slots__ = ("content", "descriptor", "lengths", "size")
+    __slots__ = ("__weakref__", "content", "descriptor", "lengths", "size")
+
+    most: ClassVar[int] = MOST_DESCRIPTORS
+    with_descriptor: ClassVar[weakref.WeakSet[Parcel]] = weakref.WeakSet()
 
     def __init__(self, parts: Sequence[Sequence[bytes | memoryview]]) -> None:
         self.lengths = [sum(map(len, part)) for part in parts]
@@ -72,15 +73,15 @@ class Parcel:
             self.content = memoryview(b"".join(pieces))
 
     def _fill_memory(self, pieces: Sequence[bytes | memoryview]) -> None:
-        if len(_descriptors) < MOST_DESCRIPTORS:
+        if len(self.with_descriptor) < self.most:
             self.descriptor = os.memfd_create("aiopool")
-            _descriptors.add(self.descriptor)
+            self.with_descriptor.add(self)
             _write(self.descriptor, pieces)
 
     def close(self) -> None:
         """Let go of the memory."""
         if self.descriptor is not None:
-            _descriptors.discard(self.descriptor)
+            self.with_descriptor.discard(self)
             os.close(self.descriptor)
             self.descriptor = None
 
@@ -88,10 +89,10 @@ class Parcel:
 
     @staticmethod
     def view(descriptor: int, access: int) -> memoryview:
-        """Return the content of a parcel that has come, which the caller may write to, and close the descriptor."""
+        """Return the content of a parcel that has come, and close the descriptor. What is only read is not copied."""
         try:
             size = os.fstat(descriptor).st_size
-            if size >= MAPPED:
+            if size >= MAPPED or access == mmap.ACCESS_READ:
                 with contextlib.suppress(OSError):  # no more mappings
                     return memoryview(mmap.mmap(descriptor, 0, access=access))
             return _read(descriptor, size)
@@ -99,17 +100,46 @@ class Parcel:
             os.close(descriptor)
 
 
+class SharedParcel(Parcel):
+    """One that is sent again and again."""
+
+    __slots__ = ()
+
+    most: ClassVar[int] = MOST_SHARED
+    with_descriptor: ClassVar[weakref.WeakSet[Parcel]] = weakref.WeakSet()
+
+
+def _close_in_child() -> None:
+    for parcel in [*Parcel.with_descriptor, *SharedParcel.with_descriptor]:
+        parcel.close()
+
+
+if hasattr(os, "register_at_fork"):
+    # A forked child sends none of them, and would hold their memory for as long as it lives.
+    os.register_at_fork(after_in_child=_close_in_child)
+
+
 Payload = bytes | Parcel
 """What travels in a message."""
 
 
-def dumps(value: object) -> tuple[bytes, list[memoryview]]:
-    """Return a pickle, and the large buffers that it leaves outside; those are not copied yet."""
+def dumps(
+    value: object, least: float = LARGE, notice: Callable[[memoryview], None] | None = None
+) -> tuple[bytes, list[memoryview]]:
+    """Return a pickle, and the buffers that it leaves outside; those are not copied yet.
+
+    Args:
+        value: what to pickle.
+        least: bytes from which on a buffer stays outside.
+        notice: called with each buffer, also those that stay inside.
+    """
     buffers: list[memoryview] = []
 
     def inside(buffer: pickle.PickleBuffer) -> bool:
         raw = buffer.raw()
-        if raw.nbytes < LARGE or len(buffers) >= MOST_PARTS:
+        if notice is not None:
+            notice(raw)
+        if raw.nbytes < least or len(buffers) >= MOST_PARTS:
             return True
         buffers.append(raw)
         return False
@@ -117,11 +147,13 @@ def dumps(value: object) -> tuple[bytes, list[memoryview]]:
     return pickle.dumps(value, protocol=5, buffer_callback=inside), buffers
 
 
-def wrap(pickled: bytes, buffers: Sequence[memoryview], most: int, head: bytes = b"") -> Payload:
+def wrap(
+    pickled: bytes, buffers: Sequence[memoryview], most: int, head: bytes = b"", kind: type[Parcel] = Parcel
+) -> Payload:
     """Return a payload that begins with ``head``: a parcel if there are buffers, or more than so many bytes."""
     if not buffers and len(head) + len(pickled) <= most:
         return head + pickled
-    return Parcel([(head, pickled), *((buffer,) for buffer in buffers)])
+    return kind([(head, pickled), *((buffer,) for buffer in buffers)])
 
 
 def parts_of(content: memoryview, lengths: Sequence[int]) -> list[memoryview]:
