@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from multiprocessing.context import BaseContext
@@ -211,7 +210,7 @@ class AioPool(Lifecycle):
         function, payload = self._prepare(func, args, kwds)
         limits = self._limits_for(timeout, retries)
         result: AsyncResult[T] = AsyncResult(self._backend, function.name)
-        _add_callbacks(result, callback, error_callback)
+        result.add_callbacks(callback, error_callback)
         self._admission.take(1)
         result.begin(payload, limits, function.pace)
         return result
@@ -361,7 +360,7 @@ class AioPool(Lifecycle):
         check_callable("func", func)
         optional(at_least_one, "chunksize", chunksize)
         result: MapResult[T] = MapResult(self._backend, name_of(func))
-        _add_callbacks(result, callback, error_callback)
+        result.add_callbacks(callback, error_callback)
 
         def begin(items: list[Any]) -> None:
             self._check_usable()
@@ -423,25 +422,3 @@ class AioPool(Lifecycle):
         )
         window.open(source)
         return ImapIterator(window)
-
-
-def _add_callbacks(
-    result: AsyncResult[T],
-    callback: Callable[[T], object] | None,
-    error_callback: Callable[[BaseException], object] | None,
-) -> None:
-    if callback is None and error_callback is None:
-        return
-    for name, value in (("callback", callback), ("error_callback", error_callback)):
-        if value is not None:
-            check_callable(name, value)
-
-    def call_back(done: asyncio.Future[T]) -> None:
-        if done.cancelled():
-            return
-        if callback is not None and done._exception is None:  # noqa: SLF001 - exception() would count as retrieving it
-            callback(done.result())
-        elif error_callback is not None and (error := done.exception()) is not None:
-            error_callback(error)
-
-    result.add_done_callback(call_back)

@@ -10,6 +10,7 @@ from itertools import chain
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from . import failures
+from .arguments import check_callable
 from .backends.base import Backend
 from .calls import CANCELLED, Call, Limits, Outcome, Pace, Reply
 from .exceptions import AioPoolError, CallAborted, NotPicklable, PoolTerminated, ResultTimeout
@@ -139,6 +140,26 @@ class AsyncResult(asyncio.Future[T], Generic[T]):
         call = Call(self._name, payload, self._finish, limits, pace)
         self._calls = (call,)
         self._backend.submit(call)
+
+    def add_callbacks(
+        self, callback: Callable[[T], object] | None, error_callback: Callable[[BaseException], object] | None
+    ) -> None:
+        """Have one of these called with the value or the exception, where there is one."""
+        if callback is None and error_callback is None:
+            return
+        for name, value in (("callback", callback), ("error_callback", error_callback)):
+            if value is not None:
+                check_callable(name, value)
+
+        def call_back(done: asyncio.Future[T]) -> None:
+            if done.cancelled():
+                return
+            if callback is not None and done._exception is None:  # noqa: SLF001 - exception() would count as retrieving it
+                callback(done.result())
+            elif error_callback is not None and (error := done.exception()) is not None:
+                error_callback(error)
+
+        self.add_done_callback(call_back)
 
     def _submit(self, calls: Sequence[Call]) -> None:
         """Submit the calls whose outcome this is."""
