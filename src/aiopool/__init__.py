@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from .pool import AioPool
     from .results import AsyncResult, MapResult
+    from .sharing import Shared
     from .streams import ImapIterator
 
 __all__ = [
@@ -47,11 +48,18 @@ __all__ = [
     "PoolTerminated",
     "RemoteTraceback",
     "ResultTimeout",
+    "Shared",
     "WorkerDied",
     "WrongLoop",
 ]
 
-_ELSEWHERE = {"AioPool": "pool", "AsyncResult": "results", "ImapIterator": "streams", "MapResult": "results"}
+_ELSEWHERE = {
+    "AioPool": "pool",
+    "AsyncResult": "results",
+    "ImapIterator": "streams",
+    "MapResult": "results",
+    "Shared": "sharing",
+}
 
 
 def __getattr__(name: str) -> object:

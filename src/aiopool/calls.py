@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from .exceptions import AioPoolError
-from .parcels import Payload
+from .sharing import CallPayload
 
-__all__ = ["CANCELLED", "Call", "CallPhase", "Cancelled", "Limits", "Outcome", "Pace", "Reply"]
+__all__ = ["CANCELLED", "Call", "CallPhase", "Cancelled", "Limits", "Outcome", "Pace", "Reply", "ids"]
 
-_ids = itertools.count(1)
+ids = itertools.count(1)
+"""What names calls and shares on the wire."""
 
 
 class CallPhase(enum.Enum):
@@ -128,7 +129,7 @@ class Call:
     def __init__(
         self,
         name: str,
-        payload: Payload,
+        payload: CallPayload,
         finish: Callable[[Outcome], None],
         limits: Limits = Limits(),  # noqa: B008 - immutable
         pace: Pace | None = None,
@@ -136,7 +137,7 @@ class Call:
         weight: int = 1,
         automatic: bool = False,
     ) -> None:
-        self.id = next(_ids)
+        self.id = next(ids)
         self.name = name
         self.payload = payload
         self.finish = finish

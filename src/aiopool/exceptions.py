@@ -179,7 +179,7 @@ class NotPicklable(AioPoolError):  # noqa: N818 - the contract's name
     """Something could not cross the boundary between processes.
 
     Attributes:
-        what: ``"function"``, ``"arguments"``, ``"result"``, ``"exception"`` or ``"initializer"``.
+        what: ``"function"``, ``"arguments"``, ``"shared object"``, ``"result"``, ``"exception"`` or ``"initializer"``.
         call: the name of the function called, or None.
         original_type: for an exception its qualified type; else the type of the error that pickling raised.
         original_text: the text of that exception or error.

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from .exceptions import CallInterrupted, NotPicklable, RemoteTraceback
 
-__all__ = ["ItemFailure", "decode", "encode", "type_name"]
+__all__ = ["ItemFailure", "decode", "encode", "refusal", "type_name"]
 
 MOST_NODES = 100
 """A chain longer than this is cut, so that a runaway one costs little."""
@@ -86,6 +86,11 @@ def format_traceback(error: BaseException, hidden: Iterable[str] = ()) -> str:
     except BaseException:  # noqa: BLE001 - the chain, the notes, the fields of a SyntaxError: all may be odd
         frames = "".join(traceback.format_tb(top))
         return f"Traceback (most recent call last):\n{frames}{type_name(error)}: {text_of(error)}\n"
+
+
+def refusal(what: str, call: str | None, error: BaseException, hidden: Iterable[str] = ()) -> NotPicklable:
+    """Return the error of what could not be pickled or unpickled."""
+    return NotPicklable(what, call, type_name(error), text_of(error), format_traceback(error, hidden))
 
 
 def encode(error: BaseException, hidden: Iterable[str] = ()) -> bytes:

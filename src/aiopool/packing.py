@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from functools import partial
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, NamedTuple
@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 from . import failures, parcels, wire
 from .arguments import name_of
 from .calls import Pace
-from .exceptions import NotPicklable
-from .parcels import Payload
+from .parcels import Payload, SharedParcel
+from .sharing import CallPayload, Home, Share, Sharing, share_in
 
-__all__ = ["Function", "Functions", "pack"]
+__all__ = ["Function", "Packer"]
 
 MOST_KNOWN = 1000
 """Functions remembered; a program that makes new ones all the time is not to fill the memory with them."""
@@ -29,12 +29,19 @@ class Function(NamedTuple):
     """The first part of a call's payload."""
     pace: Pace
     """How long it takes."""
+    shares: tuple[Share, ...] = ()
+    """Those that are in its own arguments, as a partial has them."""
 
 
-class Functions:
-    """Remembers functions: those that pickle as a mere name need be pickled only once."""
+class Packer:
+    """Pickles for one pool. Functions are remembered: those that pickle as a mere name need be pickled only once.
 
-    def __init__(self) -> None:
+    Args:
+        home: of the shares that may be in what is pickled.
+    """
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
         self._known: dict[object, Function] = {}
         self._paces: dict[object, Pace] = {}
 
@@ -45,10 +52,10 @@ class Functions:
             return known
         name = name_of(func)
         try:
-            pickled = pickle.dumps(func, protocol=5)
+            pickled, _, shares = self._dumps(func, math.inf)
         except Exception as error:
-            raise _refusal("function", name, error) from error
-        function = Function(name, wire.function_part(pickled), self.pace_of(func))
+            raise failures.refusal("function", name, error) from error
+        function = Function(name, wire.function_part(pickled), self.pace_of(func), shares)
         if by_name:
             self._forget(self._known)
             self._known[func] = function
@@ -71,16 +78,37 @@ class Functions:
         if len(remembered) >= MOST_KNOWN:
             remembered.clear()
 
+    def pack(self, function: Function, name: str, args: tuple[Any, ...], kwds: dict[str, Any]) -> CallPayload:
+        """Return the payload of a call, or raise `NotPicklable`. Later changes to the arguments do not travel."""
+        try:
+            pickled, buffers, shares = self._dumps((args, kwds), parcels.LARGE)
+        except Exception as error:
+            raise failures.refusal("arguments", name, error) from error
+        payload = parcels.wrap(pickled, buffers, wire.LARGEST, function.part)
+        return _with_shares(payload, function.shares + shares)
 
-def pack(function: Function, name: str, args: tuple[Any, ...], kwds: dict[str, Any]) -> Payload:
-    """Return the payload of a call, or raise `NotPicklable`. Later changes to the arguments do not travel."""
-    try:
-        pickled, buffers = parcels.dumps((args, kwds))
-    except Exception as error:
-        raise _refusal("arguments", name, error) from error
-    return parcels.wrap(pickled, buffers, wire.LARGEST, function.part)
+    def pack_value(self, value: object) -> CallPayload:
+        """Return the payload of a share, or raise `NotPicklable`. All of its buffers are outside, to be read-only."""
+        try:
+            pickled, buffers, shares = self._dumps(value, 1)
+        except Exception as error:
+            raise failures.refusal("shared object", None, error) from error
+        return _with_shares(parcels.wrap(pickled, buffers, wire.LARGEST, kind=SharedParcel), shares)
+
+    def _dumps(self, value: object, least: float) -> tuple[bytes, list[memoryview], tuple[Share, ...]]:
+        """Return a pickle, its buffers of at least so many bytes, and the shares whose handles are in it."""
+        shares: list[Share] = []
+
+        def notice(buffer: memoryview) -> None:
+            if (share := share_in(buffer)) is None:
+                return
+            if share.home is not self._home:
+                raise ValueError("a shared object of another pool is among them; share it with this one, too")
+            shares.append(share)
+
+        pickled, buffers = parcels.dumps(value, least, notice)
+        return pickled, buffers, tuple(shares)
 
 
-def _refusal(what: str, name: str, error: Exception) -> NotPicklable:
-    text = failures.format_traceback(error)
-    return NotPicklable(what, name, failures.type_name(error), failures.text_of(error), text)
+def _with_shares(payload: Payload, shares: Iterable[Share]) -> CallPayload:
+    return Sharing(payload, tuple(dict.fromkeys(shares))) if shares else payload

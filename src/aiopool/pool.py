@@ -7,7 +7,6 @@ from functools import partial
 from multiprocessing.context import BaseContext
 from typing import Any, ParamSpec, TypeVar
 
-from . import packing
 from .admission import Admission
 from .arguments import (
     Default,
@@ -28,10 +27,10 @@ from .backends import start_methods
 from .backends.local import LocalBackend
 from .calls import Call, Limits, Outcome
 from .lifecycle import Lifecycle
-from .packing import Function, Functions
-from .parcels import Payload
+from .packing import Function, Packer
 from .recycling import RecyclePolicy
 from .results import AsyncResult, MapResult, PackedChunk
+from .sharing import CallPayload, Shared
 from .streams import ImapIterator, Window
 from .worker import job
 from .worker.main import Initializer
@@ -127,13 +126,31 @@ class AioPool(Lifecycle):
             start_timeout=seconds("start_timeout", start_timeout),
         )
         super().__init__(backend, partial(start_methods.prepare, start_method, modules))
-        self._functions = Functions()
+        self._packer = Packer(backend)
         self._admission = Admission(backend, optional(at_least_one, "max_pending", max_pending))
 
     @property
     def processes(self) -> int:
         """How many calls may run at once."""
         return self._backend.seats
+
+    def share(self, value: T) -> Shared[T]:
+        """Return a handle that stands for an object in the arguments of many calls, so that it crosses only once.
+
+        Wherever the handle occurs in a function's arguments or in the items of a map, the function gets the object.
+        It is pickled now: later changes do not travel. A worker unpickles it once, when a call first needs it, and
+        keeps it until the handle is dropped or not used any more. What pickles its buffers apart, such as a NumPy
+        array, lies in memory that all workers have in common, and is read-only there.
+
+        Args:
+            value: the object; handles of this pool may be in it.
+
+        Raises:
+            NotPicklable: it cannot be pickled.
+            PoolNotRunning: the pool is not started, or closed.
+        """
+        self._check_usable()
+        return Shared(self._backend.share(self._packer.pack_value(value)))
 
     # One call.
 
@@ -221,13 +238,13 @@ class AioPool(Lifecycle):
 
     def _prepare(
         self, func: Callable[..., object], args: Iterable[Any], kwds: Mapping[str, Any] | None
-    ) -> tuple[Function, Payload]:
+    ) -> tuple[Function, CallPayload]:
         self._check_usable()
         check_callable("func", func)
         keywords = {} if kwds is None else dict(kwds)
         positional = args if type(args) is tuple else tuple(iterate("args", args))
-        function = self._functions.find(func)
-        return function, packing.pack(function, function.name, positional, keywords)
+        function = self._packer.find(func)
+        return function, self._packer.pack(function, function.name, positional, keywords)
 
     def _limits_for(self, timeout: float | Default | None, retries: int | Default) -> Limits:
         if timeout is Default.POOLS and retries is Default.POOLS:
@@ -365,7 +382,7 @@ class AioPool(Lifecycle):
         def begin(items: list[Any]) -> None:
             self._check_usable()
             chunks = self._pack_chunks(over_chunk, func, items, chunksize, limits)
-            pace = self._functions.pace_of(func)
+            pace = self._packer.pace_of(func)
             if wait and self._admission.limited:
                 result.feed_chunks(chunks, limits, pace, self._admission.enter)
             else:
@@ -392,8 +409,10 @@ class AioPool(Lifecycle):
         elif size is None:
             size = self._policy.chunksize(-(-len(items) // (self._backend.seats * CHUNKS_PER_WORKER)) or 1)
         chunks = (items[begin : begin + size] for begin in range(0, len(items), size))
-        name, automatic, runner = name_of(func), chunksize is None, self._functions.find(over_chunk)
-        return [PackedChunk(packing.pack(runner, name, (func, chunk), {}), len(chunk), automatic) for chunk in chunks]
+        name, automatic, runner = name_of(func), chunksize is None, self._packer.find(over_chunk)
+        return [
+            PackedChunk(self._packer.pack(runner, name, (func, chunk), {}), len(chunk), automatic) for chunk in chunks
+        ]
 
     def _imap(
         self,
@@ -410,11 +429,11 @@ class AioPool(Lifecycle):
         at_least_one("chunksize", chunksize)
         ahead = CHUNKS_AHEAD * self._backend.seats if buffersize is None else at_least_one("buffersize", buffersize)
         source = iterable if isinstance(iterable, AsyncIterable) else iterate_input(iterable)
-        function = self._functions.find(func)  # one that cannot travel is an error of this line
-        runner = self._functions.find(job.each_of_chunk)
+        function = self._packer.find(func)  # one that cannot travel is an error of this line
+        runner = self._packer.find(job.each_of_chunk)
 
         def begin(items: list[Any], finish: Callable[[Outcome], None]) -> Call:
-            payload = packing.pack(runner, function.name, (func, items), {})
+            payload = self._packer.pack(runner, function.name, (func, items), {})
             return Call(function.name, payload, finish, limits, function.pace, weight=len(items))
 
         window = Window(

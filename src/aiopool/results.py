@@ -14,7 +14,7 @@ from .arguments import check_callable
 from .backends.base import Backend
 from .calls import CANCELLED, Call, Limits, Outcome, Pace, Reply
 from .exceptions import AioPoolError, CallAborted, NotPicklable, PoolTerminated, ResultTimeout
-from .parcels import Payload
+from .sharing import CallPayload
 
 __all__ = ["AsyncResult", "MapResult", "PackedChunk", "deliverable", "open_outcome"]
 
@@ -135,7 +135,7 @@ class AsyncResult(asyncio.Future[T], Generic[T]):
         error = self._exception
         return "finished" if error is None else f"failed with {type(error).__name__}"
 
-    def begin(self, payload: Payload, limits: Limits, pace: Pace) -> None:
+    def begin(self, payload: CallPayload, limits: Limits, pace: Pace) -> None:
         """Submit the one call."""
         call = Call(self._name, payload, self._finish, limits, pace)
         self._calls = (call,)
@@ -196,7 +196,7 @@ class AsyncResult(asyncio.Future[T], Generic[T]):
 class PackedChunk(NamedTuple):
     """Some items, ready to be sent."""
 
-    payload: Payload
+    payload: CallPayload
     weight: int
     """How many items."""
     automatic: bool

@@ -1,15 +1,18 @@
 """Messages: how parent and worker talk, over a socket that keeps messages apart (SOCK_SEQPACKET).
 
-A message is a header and a payload. The header names the message's kind, its call and the payload's length, all
-outside the pickle, so that whatever a payload holds, the reader knows whose it is. A payload that is too large for one
-packet is a `Parcel`: the header's packet tells the lengths of its parts, and is followed by a packet with a descriptor
-of the memory that they lie in, or else by pieces. Both ends use this module; it imports only the standard library.
+A message is a header and a payload. The header names the message's kind, its call (or share) and the payload's length,
+all outside the pickle, so that whatever a payload holds, the reader knows whose it is. A payload that is too large for
+one packet is a `Parcel`: the header's packet tells the lengths of its parts, and is followed by a packet with a
+descriptor of the memory that they lie in, or else by pieces. Both ends use this module; it imports only the standard
+library.
 
 ====== ========= ======= ==========================================================
-kind   direction call    payload
+kind   direction id      payload
 ====== ========= ======= ==========================================================
 CALL   down      its id  the function's pickle and the arguments' pickle, see `function_part`
 TIMED  down      its id  the same; the worker is to say when it begins
+SHARE  down      its id  the pickle of an object that the call behind it shares with others
+DROP   down      its id  none: the worker is to forget what was shared
 LEAVE  down      0       none: return from main, exit cleanly
 READY  up        0       none: the initializer has run
 UNFIT  up        0       a failure: the initializer raised
@@ -32,15 +35,19 @@ import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from .parcels import Parcel, Payload, parts_of
+from .parcels import Parcel, parts_of
+from .sharing import CallPayload, Sharing
 
 __all__ = [
     "Decoder", "Frame", "Kind", "Packet", "WireError",
-    "call_of", "encode", "function_part", "packets", "receive", "send", "unpack_call",
+    "call_of", "encode", "function_part", "is_bare", "packets", "receive", "send", "unpack_call",
 ]  # fmt: skip
 
 HEADER = struct.Struct("<BBQQQ")
 """Kind, form, nanoseconds that it took, call id, length of the payload in bytes."""
+
+GLIMPSE = HEADER.size + 1
+"""As many bytes of a packet as tell what it is."""
 
 LENGTH = struct.Struct("<Q")
 
@@ -58,13 +65,15 @@ class Kind(enum.IntEnum):
 
     CALL = 1
     TIMED = 2
-    LEAVE = 3
-    READY = 4
-    UNFIT = 5
-    BEGUN = 6
-    HEAVY = 7
-    RESULT = 8
-    FAILED = 9
+    SHARE = 3
+    DROP = 4
+    LEAVE = 5
+    READY = 6
+    UNFIT = 7
+    BEGUN = 8
+    HEAVY = 9
+    RESULT = 10
+    FAILED = 11
 
 
 class Form(enum.IntEnum):
@@ -88,7 +97,7 @@ class Frame(NamedTuple):
     Attributes:
         kind: what it means.
         nanoseconds: how long the worker was busy with a call, in its answer; else 0.
-        call: the id of the call that it is about, or 0.
+        call: the id of the call, or of the share, that it is about, or 0.
         payload: what belongs to it; None if it has been lost, since this process could not take its descriptor.
         buffers: what the payload's pickle left outside.
     """
@@ -108,8 +117,11 @@ class WireError(Exception):
     """What came over the channel is no message; whoever wrote it cannot be trusted with another call."""
 
 
-def encode(kind: int, call: int = 0, payload: Payload = b"", nanoseconds: int = 0) -> list[Packet]:
-    """Return a message as the packets to send, in order. A parcel is not copied."""
+def encode(kind: int, call: int = 0, payload: CallPayload = b"", nanoseconds: int = 0) -> list[Packet]:
+    """Return a message as the packets to send, in order, behind those it needs. A parcel is not copied."""
+    if isinstance(payload, Sharing):
+        before = [packet for share in payload.shares for packet in encode(Kind.SHARE, share.id, share.payload)]
+        return before + encode(kind, call, payload.payload, nanoseconds)
     if isinstance(payload, bytes):
         return [HEADER.pack(kind, INLINE, nanoseconds, call, len(payload)) + payload]
     table = b"".join(map(LENGTH.pack, payload.lengths))
@@ -120,8 +132,10 @@ def encode(kind: int, call: int = 0, payload: Payload = b"", nanoseconds: int = 
     return [header, *(payload.content[start : start + PACKET] for start in range(0, payload.size, PACKET))]
 
 
-def packets(payload: Payload) -> int:
-    """Return how many packets a message with this payload takes."""
+def packets(payload: CallPayload) -> int:
+    """Return how many packets a message with this payload takes, those included that it needs before."""
+    if isinstance(payload, Sharing):
+        return packets(payload.payload) + sum(packets(share.payload) for share in payload.shares)
     if isinstance(payload, bytes):
         return 1
     return 2 if payload.descriptor is not None else 1 + -(-payload.size // PACKET)
@@ -131,6 +145,11 @@ def call_of(packet: Packet) -> int:
     """Return the id in a packet that is a message, or begins one."""
     call: int = 0 if isinstance(packet, Parcel) else HEADER.unpack_from(packet)[3]
     return call
+
+
+def is_bare(packet: Packet) -> bool:
+    """Whether a packet, or a glimpse of one, is a message without a payload: no piece has the same length."""
+    return not isinstance(packet, Parcel) and len(packet) == HEADER.size
 
 
 def function_part(pickled: bytes) -> bytes:
@@ -174,7 +193,8 @@ class Decoder:
     in pieces has a buffer of its own, into which they are received without a copy.
 
     Args:
-        access: how the memory of a parcel is mapped, see `mmap.mmap`. Either way the receiver may write to it.
+        access: how the memory of a parcel is mapped, see `mmap.mmap`. Either way the receiver may write to it, but
+            for what is shared.
     """
 
     def __init__(self, access: int = mmap.ACCESS_COPY) -> None:
@@ -215,10 +235,13 @@ class Decoder:
         if not descriptors:
             return Frame(*self._head, None)
         try:
-            content = Parcel.view(descriptors[0], self._access)
+            content = Parcel.view(descriptors[0], mmap.ACCESS_READ if self._shared() else self._access)
         except (OSError, MemoryError):
             return Frame(*self._head, None)
         return self._parcel(content)
+
+    def _shared(self) -> bool:
+        return self._head[0] == Kind.SHARE
 
     def _begin_parcel(self, form: int, length: int, count: int) -> None:
         table = bytes(self._scratch[HEADER.size : count])
@@ -240,6 +263,8 @@ class Decoder:
         return self._parcel(large)
 
     def _parcel(self, content: memoryview) -> Frame:
+        if self._shared():
+            content = content.toreadonly()
         try:
             payload, *buffers = parts_of(content, self._lengths)
         except ValueError as error:

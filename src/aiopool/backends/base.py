@@ -9,6 +9,7 @@ from typing import Protocol
 from ..calls import Call
 from ..exceptions import AioPoolError
 from ..phases import PoolPhase
+from ..sharing import CallPayload, Share
 
 __all__ = ["Backend", "in_loop"]
 
@@ -65,6 +66,14 @@ class Backend(Protocol):
 
     def withdraw(self, call: Call) -> None:
         """End a call if it has not begun."""
+        ...
+
+    def share(self, payload: CallPayload) -> Share:
+        """Return what has this payload until nobody needs it any more, or the pool is gone."""
+        ...
+
+    def forget(self, share: int) -> None:
+        """See `aiopool.sharing.Home`."""
         ...
 
     def refusal(self) -> AioPoolError:

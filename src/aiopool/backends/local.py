@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import weakref
 from collections import deque
 from collections.abc import Callable
 from multiprocessing.context import BaseContext
 
 from .. import failures, wire
-from ..calls import Call, Reply
+from ..calls import Call, Reply, ids
 from ..commands import Command, Dismiss, Finish, Interrupt, Kill, Recall, Send, Spawn
 from ..dispatch import Dispatcher
 from ..exceptions import AioPoolError, InitializerError, PoolNotRunning
 from ..phases import PoolPhase, WorkerPhase
 from ..recycling import RecyclePolicy
+from ..sharing import CallPayload, Share
 from ..worker.main import Initializer
 from .process import End, WorkerProcess, failed_start
 from .start_methods import UNGUARDED, UNGUARDED_TEXT
@@ -53,6 +56,7 @@ class LocalBackend:
         self._dispatcher = Dispatcher(seats, policy, grace=grace, start_timeout=start_timeout, depth=DEPTH)
         self._processes: dict[int, WorkerProcess] = {}
         self._unstarted: deque[int] = deque()  # workers that are to get a process
+        self._shares: weakref.WeakSet[Share] = weakref.WeakSet()
         self._commands: deque[Command] = deque()
         self._performing = False
         self._notice: Callable[[], None] | None = None
@@ -109,6 +113,26 @@ class LocalBackend:
         """End a call if it has not begun."""
         self._perform(self._dispatcher.withdraw(call, self.loop.time()))
 
+    def share(self, payload: CallPayload) -> Share:
+        """Return what has this payload until nobody needs it any more, or the pool is gone."""
+        share = Share(next(ids), payload, self)
+        self._shares.add(share)
+        return share
+
+    def forget(self, share: int) -> None:
+        """Have workers forget a share; here it is forgotten already. For when this is called, see `Home`."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self.loop.call_soon_threadsafe(self._have_forgotten, share)
+
+    def _have_forgotten(self, share: int) -> None:
+        for process in self._processes.values():
+            process.send(wire.encode(wire.Kind.DROP, share))
+
+    def _forget_all(self) -> None:
+        """Let go of the memory of shares that users still have a handle of."""
+        for share in list(self._shares):
+            share.payload = b""
+
     def refusal(self) -> AioPoolError:
         """Return why no call is taken now."""
         phase = self.phase
@@ -146,6 +170,7 @@ class LocalBackend:
             commands += self._dispatcher.died(worker, None, None, now)
         self._processes.clear()
         self._unstarted.clear()
+        self._forget_all()
         if self._timer is not None:
             self._timer.cancel()
         if not self.loop.is_closed():
@@ -292,6 +317,7 @@ class LocalBackend:
             self._started.set_result(None)
         if phase is PoolPhase.CLOSED and not self._closed.done():
             self._closed.set_result(None)
+            self._forget_all()
         deadline = self._dispatcher.deadline()
         if self._timer is not None and self._timer_at != deadline:
             self._timer.cancel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import multiprocessing.process
 import os
 import signal
@@ -76,7 +77,7 @@ class End(NamedTuple):
     Attributes:
         pid: None when there never was one.
         exitcode: None when nobody could tell.
-        unread: how many of the last packets that were sent to it, it has not read.
+        unread: how many of the last packets of calls that were sent to it, it has not read.
         cause: why the process could not be started, or None.
     """
 
@@ -159,14 +160,18 @@ class WorkerProcess:
             self._channel.send(packets, call)
 
     def take_back(self) -> list[wire.Packet]:
-        """Return the packets that it has not read, and never will; of each no more than its header."""
+        """Return the packets of calls that it has not read, and never will; of each no more than a glimpse.
+
+        Whatever else it was told, it is told again.
+        """
         packets: list[wire.Packet] = []
         with contextlib.suppress(BlockingIOError):
-            while packet := self._workers_end.recv(wire.HEADER.size, socket.MSG_DONTWAIT):
+            while packet := self._workers_end.recv(wire.GLIMPSE, socket.MSG_DONTWAIT):
                 packets.append(packet)
         if self._channel is not None:
             packets += self._channel.take_unsent()
-        return packets
+        self.send(list(filter(wire.is_bare, packets)))
+        return list(itertools.filterfalse(wire.is_bare, packets))
 
     def dismiss(self) -> None:
         """Tell it to leave by itself."""

@@ -10,7 +10,7 @@ from time import perf_counter_ns
 from typing import Any, NamedTuple, TypeVar
 
 from .. import failures, wire
-from ..exceptions import AioPoolError, CallInterrupted, NotPicklable
+from ..exceptions import AioPoolError, CallInterrupted
 from ..parcels import Payload, dumps, wrap
 from .control import Control
 
@@ -96,20 +96,17 @@ def _function(pickled: memoryview) -> Callable[..., Any]:
 def _loads(what: str, pickled: memoryview, buffers: Sequence[memoryview] = ()) -> Any:
     try:
         return pickle.loads(pickled, buffers=buffers)
+    except AioPoolError:  # of a shared object in it
+        raise
     except BaseException as error:
-        raise _refusal(what, error) from error
+        raise failures.refusal(what, None, error, HIDDEN) from error
 
 
 def _dumps(value: object) -> Payload:
     try:
         return wrap(*dumps(value), wire.LARGEST)
     except BaseException as error:
-        raise _refusal("result", error) from error
-
-
-def _refusal(what: str, error: BaseException) -> NotPicklable:
-    text = failures.format_traceback(error, HIDDEN)
-    return NotPicklable(what, None, failures.type_name(error), failures.text_of(error), text)
+        raise failures.refusal("result", None, error, HIDDEN) from error
 
 
 def _checked(value: T) -> T:

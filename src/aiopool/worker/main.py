@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple
 
-from .. import failures, wire
+from .. import failures, sharing, wire
 from ..exceptions import NotPicklable, what_to_do
 from ..parcels import Payload, wrap
 from . import isolation, job
@@ -116,6 +116,7 @@ def main(
         _renounce(inheritance)
     isolation.die_with(lines.lifeline.fileno())
     isolation.forked_children_are_ordinary(channel)
+    sharing.drop_all()
     control = Control(lines.control.fileno())
     with channel, contextlib.suppress(ConnectionError):  # the parent may be gone; its end is no news to report
         if _introduce(channel, initializer):
@@ -147,10 +148,15 @@ def _introduce(channel: socket.socket, initializer: Initializer | PickledInitial
 def _serve(channel: socket.socket, control: Control, memory_limit: int | None) -> None:
     decoder, arrival = wire.Decoder(), Arrival(channel)
     while (frame := _receive(channel, decoder, arrival)).kind != wire.Kind.LEAVE:
-        _answer(channel, frame, control)
-        del frame  # or its arguments would be kept while we wait
-        if memory_limit is not None and resident_bytes() > memory_limit:
-            _send(channel, wire.Kind.HEAVY)
+        if frame.kind == wire.Kind.SHARE:
+            sharing.keep(frame.call, frame.payload, frame.buffers)
+        elif frame.kind == wire.Kind.DROP:
+            sharing.drop(frame.call)
+        else:
+            _answer(channel, frame, control)
+            if memory_limit is not None and resident_bytes() > memory_limit:
+                _send(channel, wire.Kind.HEAVY)
+        del frame  # or what came with it would be kept while we wait
 
 
 class Arrival:
