@@ -71,8 +71,10 @@ def _notes(error: BaseException) -> list[str]:
 
 def format_traceback(error: BaseException, hidden: Iterable[str] = ()) -> str:
     """Return the traceback with its chain, without the leading frames that lie in ``hidden`` files."""
-    import traceback  # noqa: PLC0415 - a worker needs it at its first failure only
-
+    try:
+        import traceback  # noqa: PLC0415 - a worker needs it at its first failure only
+    except OSError:  # no descriptor left
+        return f"{type_name(error)}: {text_of(error)}\n"
     hidden = frozenset(hidden)
     whole: types.TracebackType | None = vars(BaseException)["__traceback__"].__get__(error)  # runs no user's code
     top = whole
