@@ -7,6 +7,8 @@ import contextlib
 import errno
 import faulthandler
 import os
+import pickle
+import resource
 import signal
 import socket
 import subprocess
@@ -580,3 +582,88 @@ def without_memory(*_args: object) -> int:
 def refuse_memory() -> None:
     """Initializer: have large results go in pieces."""
     os.memfd_create = without_memory  # type: ignore[assignment]
+
+
+class Block:
+    """Some bytes, in a buffer of their own.
+
+    Attributes:
+        made: how many this process has unpickled.
+    """
+
+    made = 0
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+
+    def __reduce_ex__(self, _protocol: object) -> Any:
+        return _make_block, (pickle.PickleBuffer(self.data),)
+
+
+def _make_block(data: Any) -> Block:
+    Block.made += 1
+    return Block(data)
+
+
+def content(block: Block) -> bytes:
+    return bytes(block.data)
+
+
+def first_byte(block: Block) -> int:
+    return int(block.data[0])
+
+
+def blocks_made(*_blocks: Block) -> int:
+    return Block.made
+
+
+def count_blocks_anew() -> None:
+    """Initializer: forget what the process before a fork has made."""
+    Block.made = 0
+
+
+def overwrite(block: Block) -> None:
+    block.data[0] = 1
+
+
+def mapped(*_values: object) -> list[int]:
+    """Return the inode of each memory that was passed on to this process, as often as it maps it."""
+    with open("/proc/self/maps") as maps:
+        return [int(line.split()[4]) for line in maps if "memfd:aiopool" in line]
+
+
+def tell_wait_and_return_mapped(path: str, gate: str, *_values: object) -> list[int]:
+    tell_and_wait(path, gate)
+    return mapped()
+
+
+def die_first_unless_tried(path: str, block: Block) -> int:
+    die_unless_tried(path, 2)
+    return len(block.data)
+
+
+def give_up_descriptors() -> None:
+    """Take no descriptor any more."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+
+
+def want_descriptors() -> None:
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 1024), most))
+
+
+def share_in_a_job(method: str, block: Block) -> tuple[bytes, bytes, bytes]:
+    """Return what a worker's own worker gets for a share with the id of one that the worker has, and what it has."""
+    import asyncio
+    import itertools
+
+    from aiopool import AioPool
+    from aiopool.backends import local
+
+    async def main() -> tuple[bytes, bytes, bytes]:
+        local.ids = itertools.count(1)
+        async with AioPool(1, context=method) as pool:
+            shared = pool.share(Block(b"inner"))
+            return await pool.submit(content, shared.argument), content(block), bytes(pool.processes)
+
+    return asyncio.run(main())

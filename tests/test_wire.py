@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from aiopool import parcels, wire
 from aiopool.parcels import Parcel, Payload, SharedParcel
+from aiopool.sharing import Share, Sharing
 from aiopool.wire import Decoder, Frame, Kind, WireError
 
 HEADER = wire.HEADER.pack
@@ -89,6 +90,61 @@ def test_large_messages_come_in_pieces_where_there_is_no_memory_to_pass(
     large = bytes(range(256)) * 1000
     for buffers in ([], [large], [large, b"", b"x"]):
         check_that_they_come_out(ends, [(Kind.RESULT, 1, 2, large, buffers)])
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("way", ["in memory", "in pieces"])
+def test_what_a_call_shares_goes_before_it(
+    way: str, request: pytest.FixtureRequest, ends: tuple[socket.socket, socket.socket], *, nested: bool
+) -> None:
+    """Small and large, each as a message of its own, which can only be read."""
+    if way == "in pieces":
+        request.getfixturevalue("no_memory")
+    home = Forgetful()
+    large = Share(3, parcels.wrap(b"pickle", [memoryview(b"x" * 100_000)], wire.LARGEST, kind=SharedParcel), home)
+    small = Share(4, Sharing(b"small", [large]) if nested else b"small", home)
+    payload = Sharing(b"call", [small] if nested else [large, small])
+    packets = wire.encode(Kind.CALL, 5, payload)
+    assert len(packets) == wire.packets(payload)
+    frames = passed(ends, Decoder(), packets)
+    assert [(frame.kind, frame.call, frame.payload) for frame in frames] == [
+        (Kind.SHARE, 3, b"pickle"), (Kind.SHARE, 4, b"small"), (Kind.CALL, 5, b"call"),
+    ]  # fmt: skip
+    assert [bytes(buffer) for buffer in frames[0].buffers] == [b"x" * 100_000]
+    assert all(memoryview(part).readonly for part in (frames[0].payload or b"", *frames[0].buffers))
+
+
+@pytest.mark.parametrize("count", [1, parcels.LARGE, 2 * parcels.MAPPED])
+def test_shared_memory_is_not_copied(count: int, ends: tuple[socket.socket, socket.socket]) -> None:
+    """Whatever its size, what is written to it is seen by whoever has it."""
+    parcel = SharedParcel([[bytes(count)]])
+    (frame,) = passed(ends, Decoder(), wire.encode(Kind.SHARE, 1, parcel))
+    assert parcel.descriptor is not None
+    os.pwrite(parcel.descriptor, b"\7", 0)
+    assert isinstance(frame.payload, memoryview)
+    assert frame.payload[0] == 7
+
+
+class Forgetful:
+    """Has no workers."""
+
+    def forget(self, share: int) -> None:
+        """Do nothing."""
+
+
+@pytest.mark.usefixtures("no_memory")
+def test_a_glimpse_of_a_packet_tells_a_bare_message(ends: tuple[socket.socket, socket.socket]) -> None:
+    """From all others, and from pieces, whatever they hold."""
+    bare = wire.encode(Kind.DROP, 7)
+    assert list(map(wire.is_bare, bare)) == [True]
+    header = bytes(bare[0])  # type: ignore[arg-type]
+    others = wire.encode(Kind.CALL, 7, b"x")
+    for size in (wire.HEADER.size, wire.LARGEST + 1, wire.PACKET, wire.PACKET + wire.HEADER.size):
+        others += wire.encode(Kind.CALL, 7, Parcel([[(header * size)[:size]]]))
+    for packet in others:
+        wire.send(ends[0], packet)
+        assert not wire.is_bare(packet)
+        assert not wire.is_bare(ends[1].recv(wire.GLIMPSE))
 
 
 def test_a_message_says_whose_it_is_outside_the_payload(ends: tuple[socket.socket, socket.socket]) -> None:
