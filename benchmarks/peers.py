@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import importlib.util
-import inspect
 import multiprocessing
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -143,11 +142,7 @@ class Aiopool(Peer):
         return self._pool.imap(func, items, buffersize=AHEAD)
 
     async def share(self, value: Any) -> Any:
-        share = getattr(self._pool, "share", None)
-        if share is None:
-            raise NotThere("not there")
-        handle = share(value)
-        return await handle if inspect.isawaitable(handle) else handle
+        return self._pool.share(value).argument
 
 
 class MultiprocessingPool(Peer):

@@ -205,6 +205,7 @@ async def share_copies(cell: Cell) -> float:
     array = _array(cell)
     async with cell.pool() as pool:
         await warm_up(pool)
+        await _with_same_argument(pool, array[: jobs.PAGE], WORKERS)  # NumPy itself is no copy
         everybody = {os.getpid(), *processes.descendants(os.getpid())}
         before = processes.proportional_bytes(everybody)
         argument = await pool.share(array)
