@@ -117,6 +117,7 @@ class Chaos:
             await asyncio.sleep(0)  # what async generators have left is disposed of by tasks
             if waiting := asyncio.all_tasks() - {asyncio.current_task()}:
                 await asyncio.wait(waiting, timeout=1)
+            gc.collect()  # what they have left
             self.ledger.amiss += left_since(before, self.toll.pids)
             self.toll.pids.clear()
             self.took = time.monotonic() - begin

@@ -67,6 +67,8 @@ class Admission:
                 self._granted -= 1
                 self._notice()
             raise
+        finally:
+            del turn  # it may have the exception, whose traceback has this frame
         self._granted -= 1
 
     def tell(self, reader: asyncio.Task[Any], refuse: Callable[[AioPoolError], None]) -> None:

@@ -187,7 +187,11 @@ class AioPool(Lifecycle):
         function, payload = self._prepare(func, args, kwds)
         limits = self._limits_for(timeout, retries)
         if self._admission.limited:
-            await self._admission.enter()
+            try:
+                await self._admission.enter()
+            except BaseException:
+                del payload  # its memory is not to live as long as the exception, whose traceback has this frame
+                raise
         result: AsyncResult[T] = AsyncResult(self._backend, function.name)
         result.begin(payload, limits, function.pace)
         del payload  # large, maybe: the call has it, and drops it at its end
@@ -381,12 +385,14 @@ class AioPool(Lifecycle):
 
         def begin(items: list[Any]) -> None:
             self._check_usable()
-            chunks = self._pack_chunks(over_chunk, func, items, chunksize, limits)
-            pace = self._packer.pace_of(func)
-            if wait and self._admission.limited:
+            size, pace = self._size_of_chunks(len(items), chunksize, limits), self._packer.pace_of(func)
+            waits = wait and self._admission.limited
+            if not waits:
+                self._admission.take(-(-len(items) // size))
+            chunks = self._pack_chunks(over_chunk, func, items, size, automatic=chunksize is None)
+            if waits:
                 result.feed_chunks(chunks, limits, pace, self._admission.enter)
             else:
-                self._admission.take(len(chunks))
                 result.begin_chunks(chunks, limits, pace)
 
         if isinstance(iterable, AsyncIterable):
@@ -395,21 +401,24 @@ class AioPool(Lifecycle):
             begin(list(iterate_input(iterable)))
         return result
 
+    def _size_of_chunks(self, items: int, chunksize: int | None, limits: Limits) -> int:
+        if chunksize is not None:
+            return chunksize
+        if limits.timeout is not None:
+            return 1
+        return self._policy.chunksize(-(-items // (self._backend.seats * CHUNKS_PER_WORKER)) or 1)
+
     def _pack_chunks(
         self,
         over_chunk: Callable[..., object],
         func: Callable[..., object],
         items: list[Any],
-        chunksize: int | None,
-        limits: Limits,
+        size: int,
+        *,
+        automatic: bool,
     ) -> list[PackedChunk]:
-        size = chunksize
-        if size is None and limits.timeout is not None:
-            size = 1
-        elif size is None:
-            size = self._policy.chunksize(-(-len(items) // (self._backend.seats * CHUNKS_PER_WORKER)) or 1)
         chunks = (items[begin : begin + size] for begin in range(0, len(items), size))
-        name, automatic, runner = name_of(func), chunksize is None, self._packer.find(over_chunk)
+        name, runner = name_of(func), self._packer.find(over_chunk)
         return [
             PackedChunk(self._packer.pack(runner, name, (func, chunk), {}), len(chunk), automatic) for chunk in chunks
         ]

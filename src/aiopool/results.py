@@ -236,7 +236,7 @@ class MapResult(AsyncResult[list[T]]):
             if feeder.cancelled():  # maybe by somebody who cancels all tasks there are: a map is never half of one
                 self.cancel()
             elif (error := feeder.exception()) is not None:
-                self._fail(deliverable(error, self._name))
+                self._fail(deliverable(error.with_traceback(None), self._name))  # it has our frames, and they the calls
             self._end_chunks(len(calls) - len(submitted))
 
         self._reader = self._backend.loop.create_task(feed())
@@ -288,10 +288,12 @@ class MapResult(AsyncResult[list[T]]):
     def _begin(self, begin: Callable[[list[Any]], None], items: list[Any]) -> None:
         try:
             begin(items)
-        except BaseException as refused:
+        except (SystemExit, KeyboardInterrupt) as refused:
             self._fail(deliverable(refused, f"the input of {self._name}"))
-            if isinstance(refused, (SystemExit, KeyboardInterrupt)):
-                raise
+            raise
+        except BaseException as refused:  # noqa: BLE001 - of the user's pickling, maybe: the map's outcome
+            # Without its traceback: that has our frames, and they have the input.
+            self._fail(deliverable(refused.with_traceback(None), f"the input of {self._name}"))
 
     def _stop(self) -> None:
         if self._reader is not None:

@@ -81,9 +81,10 @@ def _unpickled(
 def _function(pickled: memoryview) -> Callable[..., Any]:
     """Unpickle a function. One that travels as its name and is still what has that name, need not be looked for."""
     key = bytes(pickled)
-    known = _known.get(key)
-    if known is not None and known is getattr(sys.modules.get(known.__module__), known.__name__, None):
-        return known
+    if known := _known.get(key):
+        present: object = getattr(sys.modules.get(known.__module__), known.__name__, None)
+        if present is known:
+            return known
     function: Callable[..., Any] = _loads("function", pickled)
     named = isinstance(function, (types.FunctionType, types.BuiltinFunctionType))
     if named and pickle.dumps(function, protocol=5) == key:  # else it only has that name for a while
@@ -111,9 +112,15 @@ def _dumps(value: object) -> Payload:
 
 def _checked(value: T) -> T:
     if isinstance(value, types.CoroutineType):
-        value.close()  # or it would warn that it was never awaited
-        raise TypeError(f"{value.__qualname__} is a coroutine function: a worker runs functions that return values")
+        raise _no_values([value])
     return value
+
+
+def _no_values(coroutines: Sequence[types.CoroutineType[Any, Any, Any]]) -> TypeError:
+    for coroutine in coroutines:
+        coroutine.close()  # or it would warn that it was never awaited
+    name = coroutines[0].__qualname__
+    return TypeError(f"{name} is a coroutine function: a worker runs functions that return values")
 
 
 def map_chunk(function: Callable[[Any], T], items: Iterable[Any]) -> list[T]:
@@ -128,10 +135,7 @@ def starmap_chunk(function: Callable[..., T], items: Iterable[Iterable[Any]]) ->
 
 def _all_checked(values: list[T]) -> list[T]:
     if types.CoroutineType in map(type, values):  # found in C: a call of ours for each would be most of a short chunk
-        first, *others = (value for value in values if isinstance(value, types.CoroutineType))
-        for other in others:
-            other.close()
-        _checked(first)
+        raise _no_values([value for value in values if isinstance(value, types.CoroutineType)])
     return values
 
 
