@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from .exceptions import CallInterrupted, NotPicklable, RemoteTraceback
 
-__all__ = ["ItemFailure", "decode", "encode", "refusal", "type_name"]
+__all__ = ["ItemFailure", "decode", "encode", "encode_briefly", "refusal", "type_name"]
 
 MOST_NODES = 100
 """A chain longer than this is cut, so that a runaway one costs little."""
@@ -110,6 +110,11 @@ def encode(error: BaseException, hidden: Iterable[str] = ()) -> bytes:
     except BaseException:  # noqa: BLE001 - its attributes are the user's code; whatever they raise, the failure must travel
         node = Node(None, type_name(error), text_of(error), [], None, None, False, None)
         return pickle.dumps((text, [tuple(node)]), protocol=5)
+
+
+def encode_briefly(error: BaseException) -> bytes:
+    """Return the payload of a failure that does not tell where it was."""
+    return pickle.dumps((f"{type_name(error)}\n", _nodes(error)), protocol=5)
 
 
 def _nodes(error: BaseException) -> list[tuple[object, ...]]:

@@ -21,6 +21,9 @@ T = TypeVar("T")
 HIDDEN = (__file__,)
 """Files whose frames a user's traceback does not begin with."""
 
+INTERRUPTED = failures.encode_briefly(CallInterrupted())
+"""The failure of a call that was interrupted."""
+
 MOST_KNOWN = 1000
 """Functions remembered."""
 
@@ -48,9 +51,9 @@ def run(frame: wire.Frame, control: Control) -> Answer:
     try:
         kind, payload = wire.Kind.RESULT, _result(frame, control)
     except BaseException as error:  # noqa: BLE001 - whatever a job raises is its outcome, and no end of the worker
-        kind, payload = wire.Kind.FAILED, b""
-        if control.interrupted != frame.call:  # else the parent has decided on the outcome, and wants to know no more
-            payload = wrap(failures.encode(error, HIDDEN), (), wire.LARGEST)
+        # Where it was interrupted nobody wants to know: the parent has decided on the outcome.
+        failure = INTERRUPTED if control.interrupted == frame.call else failures.encode(error, HIDDEN)
+        kind, payload = wire.Kind.FAILED, wrap(failure, (), wire.LARGEST)
     return Answer(kind, payload, perf_counter_ns() - begun)
 
 
