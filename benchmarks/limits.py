@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import multiprocessing
 import os
+import pickle
 import socket
 import statistics
 import subprocess
 import sys
 import time
+from collections import deque
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from .cell import WORKERS, Cell
 
-__all__ = ["array_copy", "cores", "ping_pong"]
+if TYPE_CHECKING:
+    from .work import Work
+
+__all__ = ["array_copy", "bare_calls", "bare_processes", "cores", "ping_pong"]
 
 MESSAGE = b"." * 64
 
@@ -22,24 +32,114 @@ with socket.socket(fileno=int(sys.argv[1])) as ours:
         ours.sendall(message)
 """
 
+ANSWER = """
+import pickle, socket, sys
+with socket.socket(fileno=int(sys.argv[1])) as ours:
+    while message := ours.recv(65536):
+        number, function, args = pickle.loads(message)
+        ours.send(pickle.dumps((number, function(*args)), 5))
+"""
+
+AHEAD = 100
+"""Messages on their way to a bare worker, so that it need not wait for them."""
+
 ARRAY_BYTES = 100_000_000
 
 
 async def ping_pong(cell: Cell) -> float:
     """Return the milliseconds of a message to another process and back over a bare socket pair, at the median."""
-    ours, theirs = socket.socketpair()
-    with ours:
-        with theirs:
-            command = [sys.executable, "-c", ECHO, str(theirs.fileno())]
-            process = subprocess.Popen(command, pass_fds=[theirs.fileno()])  # noqa: ASYNC220, S603 - the loop has nothing else to do
+    with _bare_worker(ECHO, socket.SOCK_STREAM) as ours:
         times = []
         for _ in range(cell.count(5000, 200)):
             began = time.perf_counter()
             ours.sendall(MESSAGE)
             ours.recv(len(MESSAGE))
             times.append(time.perf_counter() - began)
-    process.wait()
     return 1000 * statistics.median(times[len(times) // 10 :])
+
+
+@contextlib.contextmanager
+def _bare_worker(program: str, kind: socket.SocketKind) -> Iterator[socket.socket]:
+    """Run a program that answers messages, and give the socket to it."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, kind)
+    with ours:
+        with theirs:
+            command = [sys.executable, "-c", program, str(theirs.fileno())]
+            process = subprocess.Popen(command, pass_fds=[theirs.fileno()])  # noqa: S603 - our own program
+        yield ours
+    process.wait()
+
+
+class BareCalls:
+    """The least that calls need: a future, a pickle and a message each way, and a worker that does nothing else."""
+
+    def __init__(self, workers: list[socket.socket]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._futures: dict[int, asyncio.Future[object]] = {}
+        self._waiting: deque[bytes] = deque()
+        self._under_way = dict.fromkeys(workers, 0)
+        for worker in workers:
+            worker.setblocking(False)
+            self._loop.add_reader(worker, self._receive, worker)
+
+    def call(self, *args: object) -> asyncio.Future[object]:
+        """Begin a call."""
+        future = self._futures[len(self._futures)] = self._loop.create_future()
+        self._waiting.append(pickle.dumps((len(self._futures) - 1, abs, args), 5))
+        return future
+
+    def feed(self) -> None:
+        """Send what waits, as far as it has a place."""
+        for worker in self._under_way:
+            while self._waiting and self._under_way[worker] < AHEAD:
+                worker.send(self._waiting.popleft())
+                self._under_way[worker] += 1
+
+    def _receive(self, worker: socket.socket) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                number, value = pickle.loads(worker.recv(65536))
+                self._futures[number].set_result(value)
+                self._under_way[worker] -= 1
+        self.feed()
+
+
+def bare_calls(calls: int) -> Work:
+    """Return the work of so many `BareCalls`, all at once; its number is calls a second."""
+
+    async def work(cell: Cell) -> float:
+        count = cell.count(calls, 10)
+        with contextlib.ExitStack() as workers:
+            bare = BareCalls(
+                [workers.enter_context(_bare_worker(ANSWER, socket.SOCK_SEQPACKET)) for _ in range(WORKERS)]
+            )
+            for many in (count // 10, count):
+                began = time.perf_counter()
+                futures = [bare.call(-1) for _ in range(many)]
+                bare.feed()
+                await asyncio.gather(*futures)
+            return count / (time.perf_counter() - began)
+
+    return work
+
+
+def bare_processes(every: int) -> Work:
+    """Return the work of starting processes that end at once; its number is calls a second if each served so many."""
+
+    async def work(cell: Cell) -> float:
+        context = multiprocessing.get_context("forkserver")
+        rounds = cell.count(30, 2)
+        for many in (1, rounds):
+            began = time.perf_counter()
+            for _ in range(many):
+                processes = [context.Process(target=int) for _ in range(WORKERS)]
+                for process in processes:
+                    process.start()
+                for process in processes:
+                    process.join()
+        return every * WORKERS * rounds / (time.perf_counter() - began)
+
+    return work
 
 
 async def array_copy(cell: Cell) -> float:

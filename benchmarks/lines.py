@@ -74,7 +74,8 @@ QUICK = (*NO_WORSE, Target(LIMIT_OF_MACHINE, 1 / 5))
 
 def _calls() -> Iterable[Line]:
     target = (*FIVEFOLD, Target("run_in_executor", 12))
-    yield Line("burst", "gather of 5,000 trivial calls", "calls/s", True, work.burst(5000), target)
+    yield Line("burst", "gather of 5,000 trivial calls", "calls/s", True, work.burst(5000), target,
+               limit=limits.bare_calls(5000), limit_title="bare futures, pickles and sockets")  # fmt: skip
     yield Line("busy", "gather of 3,000 calls of 0.1 ms CPU", "cores", True, work.busy_burst, SHORT,
                limit=limits.cores, limit_title="cores")  # fmt: skip
     yield Line("round_trip", "one trivial call at a time, median", "ms", False, work.round_trip, QUICK,
@@ -82,7 +83,8 @@ def _calls() -> Iterable[Line]:
     yield Line("map", "map of 200,000 trivial items", "items/s", True, work.map_, (Target(BEST, 1.2),),
                needs=frozenset({"map"}))  # fmt: skip
     yield Line("imap", "imap of 5,000 items, chunksize 1", "items/s", True, work.imap, FIVEFOLD,
-               needs=frozenset({"imap"}))  # fmt: skip
+               needs=frozenset({"imap"}),
+               limit=limits.bare_calls(5000), limit_title="bare futures, pickles and sockets")  # fmt: skip
 
 
 def _payloads() -> Iterable[Line]:
@@ -101,7 +103,8 @@ def _lives() -> Iterable[Line]:
     for every in (1, 10):
         each = "call" if every == 1 else f"{every} calls"
         yield Line(f"recycle_{every}", f"a fresh worker every {each}, {60 * every} calls", "calls/s", True,
-                   work.recycle(every), FIVEFOLD, needs=frozenset({"recycle"}))  # fmt: skip
+                   work.recycle(every), FIVEFOLD, needs=frozenset({"recycle"}),
+                   limit=limits.bare_processes(every), limit_title="bare processes of the fork server")  # fmt: skip
     yield Line("cancel", "cancel a running call, next result (killed)", "ms", False, work.cancel(), NO_WORSE,
                needs=frozenset({"kill"}))  # fmt: skip
     yield Line("cancel_grace", "cancel a running call, next result (interrupted)", "ms", False,

@@ -164,6 +164,15 @@ def test_one_line_for_real(tmp_path: Path) -> None:
     assert (tmp_path / "results" / "results.png").exists() or "no picture: pip install" in done.stdout
 
 
+@pytest.mark.parametrize("line", ["burst", "recycle_10"])
+def test_what_is_bare_can_be_measured(line: str) -> None:
+    """It is of this program's own making, other than a copy of memory."""
+    outcome = run_cell(Order(line, "limit", size=0.01), 40)
+    assert outcome.status is Status.OK, outcome
+    assert outcome.value is not None
+    assert outcome.value > 0
+
+
 @pytest.mark.usefixtures("no_matplotlib")
 def test_a_cell_that_hangs_is_reported_and_ends_with_all_that_it_started(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
