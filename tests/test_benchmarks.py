@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
-BURST = replace(LINES["burst"], targets=(Target(BEST, 5), Target("run_in_executor", 12)))
+BURST = replace(LINES["burst"], targets=(Target(BEST, 5), Target("run_in_executor", 12)), limit=None, limit_title="")
 ROUND_TRIP = LINES["round_trip"]
 IDLE = LINES["idle"]
 
