@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import jobs
-from aiopool import AioPool, AsyncResult, MapResult, NotPicklable, PoolTerminated, ResultTimeout
+from aiopool import AioPool, AsyncResult, MapResult, NotPicklable, PoolTerminated, ResultTimeout, cpus
 from latch import Latch
 
 pytestmark = pytest.mark.both_loops
@@ -340,7 +340,7 @@ async def test_a_context_of_multiprocessing_is_taken_as_it_is() -> None:
 async def test_as_many_workers_as_usable_cpus_by_default() -> None:
     """Not more than this process may use."""
     async with AioPool() as pool:
-        assert repr(pool).startswith(f"<AioPool running: {len(os.sched_getaffinity(0))} workers")
+        assert repr(pool).startswith(f"<AioPool running: {cpus.usable_cpus()} workers")
 
 
 async def test_many_calls_at_once_neither_block_nor_raise(pool: AioPool) -> None:

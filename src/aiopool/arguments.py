@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import multiprocessing
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -24,7 +23,6 @@ __all__ = [
     "name_of",
     "optional",
     "seconds",
-    "usable_cpus",
 ]
 
 T = TypeVar("T")
@@ -34,11 +32,6 @@ class Default(enum.Enum):
     """Stands for what the pool was made with, where a call may ask for something else."""
 
     POOLS = "the pool's"
-
-
-def usable_cpus() -> int:
-    """Return how many CPUs this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def at_least(least: int, name: str, value: int) -> int:

@@ -21,11 +21,11 @@ from .arguments import (
     name_of,
     optional,
     seconds,
-    usable_cpus,
 )
 from .backends import start_methods
 from .backends.local import LocalBackend
 from .calls import Call, Limits, Outcome
+from .cpus import usable_cpus
 from .lifecycle import Lifecycle
 from .packing import Function, Packer
 from .recycling import RecyclePolicy
@@ -55,7 +55,8 @@ class AioPool(Lifecycle):
     them instead when the block is left by an exception or a cancellation.
 
     Args:
-        processes: how many calls may run at once; None means the CPUs that this process may use.
+        processes: how many calls may run at once; None means the CPUs that this process may use: those
+            of its affinity, or fewer where a container has a quota.
         initializer: called with ``initargs`` in each worker before its first call. If it fails in one of the first
             workers, the start raises `InitializerError`.
         initargs: its positional arguments.
