@@ -636,7 +636,7 @@ async def test_a_pool_that_is_not_running_shares_nothing() -> None:
 async def test_a_call_without_shares_is_as_it_was() -> None:
     """Plain bytes, which may be sent ahead; one with shares is not."""
     async with AioPool(1) as pool:
-        packer = pool._packer
+        packer = pool._engine.packer
         function = packer.find(len)
         assert isinstance(packer.pack(function, "len", ([1],), {}), bytes)
         assert isinstance(packer.pack(function, "len", (pool.share([1]),), {}), Sharing)

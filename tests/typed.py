@@ -33,6 +33,7 @@ async def check() -> None:
         reveal_type(await pool.map(g, numbers()))  # list[str]
         reveal_type(pool.map_async(g, [1]))  # MapResult[str]
         reveal_type(await pool.starmap(f, [(1, 2)]))  # list[bytes]
+        reveal_type(await pool.options(timeout=1).submit(f, 1, key="x"))  # bytes
         shared = pool.share("x")
         reveal_type(shared)  # Shared[str]
         reveal_type(await pool.submit(len, shared.argument))  # int
@@ -42,6 +43,7 @@ async def check() -> None:
         pool.submit(f, "1", key="x")  # error: not an int
         pool.submit(f, 1, key="x", more=2)  # error: no such keyword
         pool.map_async(g, ["1"])  # error: not ints
+        pool.options(retries=1).submit(f, 1)  # error: the keyword is missing
         pool.imap(g, ["1"])  # error: not ints
         pool.submit(g, shared.argument)  # error: not an int
         AioPool("2")  # error: not an int

@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .caller import Caller
     from .exceptions import (
         AioPoolError,
         BrokenPool,
@@ -39,6 +40,7 @@ __all__ = [
     "CallAborted",
     "CallInterrupted",
     "CallTimeout",
+    "Caller",
     "ImapIterator",
     "InitializerError",
     "MapResult",
@@ -56,6 +58,7 @@ __all__ = [
 _ELSEWHERE = {
     "AioPool": "pool",
     "AsyncResult": "results",
+    "Caller": "caller",
     "ImapIterator": "streams",
     "MapResult": "results",
     "Shared": "sharing",

@@ -20,11 +20,47 @@ from .backends.base import Backend, in_loop
 from .exceptions import WrongLoop
 from .phases import PoolPhase
 
-__all__ = ["Lifecycle"]
+__all__ = ["Guard", "Lifecycle"]
 
 # anyio would load its asyncio side at its first use: in the user's loop, which would stand still meanwhile.
 with contextlib.suppress(ImportError):  # a release that names it otherwise loads it later
     importlib.import_module("anyio._backends._asyncio")
+
+
+class Guard:
+    """Knows where a pool may be used: in its process, its thread and its loop.
+
+    Args:
+        backend: the pool's.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self.owner = os.getpid()
+        self._backend = backend
+
+    def check_usable(self) -> None:
+        """Raise what is to be raised if no call can be made now, or here."""
+        if self._backend.phase is not PoolPhase.RUNNING:
+            raise self._backend.refusal()
+        if not in_loop(self._backend.loop):
+            self._refuse_loop()
+
+    def check_loop(self) -> None:
+        """Refuse another process, or another thread or loop while the pool's own runs; else nobody can be disturbed."""
+        if self._backend.phase in (PoolPhase.NEW, PoolPhase.CLOSED):
+            return
+        loop = self._backend.loop
+        if os.getpid() != self.owner or (loop.is_running() and not in_loop(loop)):
+            self._refuse_loop()
+
+    def _refuse_loop(self) -> NoReturn:
+        pool = f"<AioPool {self._backend.describe()}>"
+        if os.getpid() != self.owner:
+            raise WrongLoop(f"{pool} belongs to process {self.owner}; process {os.getpid()}, forked from it, has none")
+        raise WrongLoop(
+            f"{pool} was started in another event loop. A pool works in the loop, and the thread, that started it; "
+            "make one for each loop"
+        )
 
 
 class Lifecycle:
@@ -38,7 +74,7 @@ class Lifecycle:
     def __init__(self, backend: Backend, prepare_start: Callable[[], None]) -> None:
         self._backend = backend
         self._prepare_start = prepare_start
-        self._owner = os.getpid()
+        self._guard = Guard(backend)
         self._finalizer: weakref.finalize[..., Any] | None = None
 
     async def start(self) -> None:
@@ -53,17 +89,17 @@ class Lifecycle:
         start_methods.end_unguarded_import()
         self._prepare_start()
         await anyio.lowlevel.checkpoint_if_cancelled()
-        self._finalizer = weakref.finalize(self, _forgotten, self._backend, self._owner)
+        self._finalizer = weakref.finalize(self, _forgotten, self._backend, self._guard.owner)
         await self._or_end(self._backend.start())
 
     def close(self) -> None:
         """Take no more calls. Those accepted finish, then the workers leave."""
-        self._check_loop()
+        self._guard.check_loop()
         self._backend.close()
 
     def terminate(self) -> None:
         """Kill the workers. Calls that wait or run fail with `PoolTerminated`."""
-        self._check_loop()
+        self._guard.check_loop()
         self._backend.terminate()
 
     async def join(self) -> None:
@@ -74,7 +110,7 @@ class Lifecycle:
         """
         if self._backend.phase in (PoolPhase.NEW, PoolPhase.STARTING, PoolPhase.RUNNING, PoolPhase.BROKEN):
             raise ValueError(f"{self!r} is still running: call close() or terminate() before join()")
-        self._check_loop()
+        self._guard.check_loop()
         await self._backend.join()
         self._forget()
 
@@ -127,32 +163,6 @@ class Lifecycle:
     def _forget(self) -> None:
         if self._finalizer is not None:
             self._finalizer.detach()
-
-    # Checks.
-
-    def _check_usable(self) -> None:
-        if self._backend.phase is not PoolPhase.RUNNING:
-            raise self._backend.refusal()
-        if not in_loop(self._backend.loop):
-            self._refuse_loop()
-
-    def _check_loop(self) -> None:
-        """Refuse another process, or another thread or loop while the pool's own runs; else nobody can be disturbed."""
-        if self._backend.phase in (PoolPhase.NEW, PoolPhase.CLOSED):
-            return
-        loop = self._backend.loop
-        if os.getpid() != self._owner or (loop.is_running() and not in_loop(loop)):
-            self._refuse_loop()
-
-    def _refuse_loop(self) -> NoReturn:
-        if os.getpid() != self._owner:
-            raise WrongLoop(
-                f"{self!r} belongs to process {self._owner}; process {os.getpid()}, forked from it, has none"
-            )
-        raise WrongLoop(
-            f"{self!r} was started in another event loop. A pool works in the loop, and the thread, that started it; "
-            "make one for each loop"
-        )
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("an AioPool cannot be pickled: pass values to a worker, and make a pool there if it needs one")

@@ -1,0 +1,395 @@
+"""The verbs of `multiprocessing.pool.Pool`, made for coroutines: what a pool has, and a view of a pool."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping
+from typing import Any, NamedTuple, ParamSpec, TypeVar
+
+from .admission import Admission
+from .arguments import (
+    Default,
+    at_least,
+    at_least_one,
+    check_callable,
+    iterate,
+    iterate_input,
+    name_of,
+    optional,
+    seconds,
+)
+from .backends.base import Backend
+from .calls import Call, Limits, Outcome
+from .lifecycle import Guard
+from .packing import Function, Packer
+from .recycling import RecyclePolicy
+from .results import AsyncResult, MapResult, PackedChunk
+from .sharing import CallPayload
+from .streams import ImapIterator, Window
+from .worker import job
+
+__all__ = ["Caller", "Engine"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+S = TypeVar("S")
+
+CHUNKS_PER_WORKER = 4
+"""Into how many chunks a map divides its input for each worker, as `multiprocessing.pool.Pool.map` does."""
+
+CHUNKS_AHEAD = 2
+"""How many chunks for each worker an imap has in its window by default."""
+
+
+class Engine(NamedTuple):
+    """What a pool makes its calls with; all its callers have the same."""
+
+    backend: Backend
+    """Runs the calls."""
+    packer: Packer
+    """Pickles what they need."""
+    admission: Admission
+    """Says when one may be submitted."""
+    policy: RecyclePolicy
+    """Says how large a chunk may be."""
+    guard: Guard
+    """Says where a call can be made."""
+
+
+class Caller:
+    """Makes calls of a pool: the pool itself, or a view of it that has limits of its own; see `options`.
+
+    Args:
+        engine: the pool's.
+        limits: how far a call may go that does not say it itself.
+    """
+
+    def __init__(self, engine: Engine, limits: Limits) -> None:
+        self._engine = engine
+        self._limits = limits
+
+    def options(
+        self, *, timeout: float | Default | None = Default.POOLS, retries: int | Default = Default.POOLS
+    ) -> Caller:
+        """Return a view of the pool whose calls have these limits unless they ask for others; it costs next to nothing.
+
+        Args:
+            timeout: see `apply`.
+            retries: see `apply`.
+
+        Raises:
+            ValueError: a number is out of its range.
+            TypeError: an argument is of the wrong type.
+        """
+        return Caller(self._engine, self._limits_for(timeout, retries))
+
+    def __repr__(self) -> str:
+        limits = self._limits
+        return f"<Caller timeout={limits.timeout} retries={limits.retries}: {self._engine.backend.describe()}>"
+
+    # One call.
+
+    async def apply(
+        self,
+        func: Callable[..., T],
+        args: Iterable[Any] = (),
+        kwds: Mapping[str, Any] | None = None,
+        *,
+        timeout: float | Default | None = Default.POOLS,
+        retries: int | Default = Default.POOLS,
+    ) -> T:
+        """Call ``func(*args, **kwds)`` in a worker; return what it returns, raise what it raises.
+
+        Cancelling this cancels the call: when the cancellation arrives, the call has ended, and so has its worker
+        unless the call has stopped within ``cancel_grace``.
+
+        Args:
+            func: what to call in a worker.
+            args: its positional arguments.
+            kwds: its keyword arguments.
+            timeout: seconds that the call may run, or None for no limit; instead of the pool's.
+            retries: how often it is run again when its worker died under it; instead of the pool's.
+
+        Raises:
+            NotPicklable: the function, an argument, the result or the exception cannot be pickled.
+            WorkerDied: the worker went away under the call.
+            CallTimeout: the call ran longer than its time limit.
+            CallAborted: the function raised SystemExit, KeyboardInterrupt or the like.
+            PoolNotRunning: the pool is not started, or closed.
+            PoolTerminated: the pool was terminated meanwhile.
+            BrokenPool: workers keep dying before they can serve a call.
+        """
+        function, payload = self._prepare(func, args, kwds)
+        limits = self._limits_for(timeout, retries)
+        if self._engine.admission.limited:
+            try:
+                await self._engine.admission.enter()
+            except BaseException:
+                del payload  # its memory is not to live as long as the exception, whose traceback has this frame
+                raise
+        result: AsyncResult[T] = AsyncResult(self._engine.backend, function.name)
+        result.begin(payload, limits, function.pace)
+        del payload  # large, maybe: the call has it, and drops it at its end
+        try:
+            return await result
+        finally:
+            del result  # it has the exception, whose traceback has this frame
+
+    def apply_async(
+        self,
+        func: Callable[..., T],
+        args: Iterable[Any] = (),
+        kwds: Mapping[str, Any] | None = None,
+        callback: Callable[[T], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+        *,
+        timeout: float | Default | None = Default.POOLS,
+        retries: int | Default = Default.POOLS,
+    ) -> AsyncResult[T]:
+        """Begin a call and return its result-to-be at once.
+
+        Args:
+            func: what to call in a worker.
+            args: its positional arguments; pickled before this returns.
+            kwds: its keyword arguments.
+            callback: called in the loop with the value, if there is one. If it raises, the loop's exception handler
+                is told.
+            error_callback: called in the loop with the exception, if there is one.
+            timeout: see `apply`.
+            retries: see `apply`.
+
+        Raises:
+            NotPicklable: the function or an argument cannot be pickled.
+            PoolNotRunning: the pool is not started, or closed.
+            PoolFull: ``max_pending`` calls wait already.
+        """
+        function, payload = self._prepare(func, args, kwds)
+        limits = self._limits_for(timeout, retries)
+        result: AsyncResult[T] = AsyncResult(self._engine.backend, function.name)
+        result.add_callbacks(callback, error_callback)
+        self._engine.admission.take(1)
+        result.begin(payload, limits, function.pace)
+        return result
+
+    def submit(self, func: Callable[P, T], /, *args: P.args, **kwds: P.kwargs) -> AsyncResult[T]:
+        """Begin ``func(*args, **kwds)`` in a worker: `apply_async` with the arguments written as in a call."""
+        return self.apply_async(func, args, kwds)
+
+    def _prepare(
+        self, func: Callable[..., object], args: Iterable[Any], kwds: Mapping[str, Any] | None
+    ) -> tuple[Function, CallPayload]:
+        self._engine.guard.check_usable()
+        check_callable("func", func)
+        keywords = {} if kwds is None else dict(kwds)
+        positional = args if type(args) is tuple else tuple(iterate("args", args))
+        function = self._engine.packer.find(func)
+        return function, self._engine.packer.pack(function, function.name, positional, keywords)
+
+    def _limits_for(self, timeout: float | Default | None, retries: int | Default) -> Limits:
+        if timeout is Default.POOLS and retries is Default.POOLS:
+            return self._limits
+        return Limits(
+            self._limits.timeout if timeout is Default.POOLS else optional(seconds, "timeout", timeout),
+            self._limits.retries if retries is Default.POOLS else at_least(0, "retries", retries),
+        )
+
+    # Many calls.
+
+    async def map(
+        self,
+        func: Callable[[S], T],
+        iterable: Iterable[S] | AsyncIterable[S],
+        chunksize: int | None = None,
+        *,
+        timeout: float | Default | None = Default.POOLS,
+        retries: int | Default = Default.POOLS,
+    ) -> list[T]:
+        """Call ``func(item)`` for each item; return the values in order.
+
+        The first exception is raised at once; chunks that have not begun are then dropped.
+
+        Args:
+            func: what to call in the workers.
+            iterable: the items; an async iterable is read to its end first.
+            chunksize: how many items travel together; None divides the input into four chunks for each worker, or
+                into single items if there is a time limit.
+            timeout: see `apply`; the limit of each chunk.
+            retries: see `apply`; the whole chunk is run again.
+        """
+        limits = self._limits_for(timeout, retries)
+        return await self._map(job.map_chunk, func, iterable, chunksize, None, None, limits, wait=True)
+
+    async def starmap(
+        self,
+        func: Callable[..., T],
+        iterable: Iterable[Iterable[Any]] | AsyncIterable[Iterable[Any]],
+        chunksize: int | None = None,
+        *,
+        timeout: float | Default | None = Default.POOLS,
+        retries: int | Default = Default.POOLS,
+    ) -> list[T]:
+        """Call ``func(*item)`` for each item; return the values in order. For the rest, see `map`."""
+        limits = self._limits_for(timeout, retries)
+        return await self._map(job.starmap_chunk, func, iterable, chunksize, None, None, limits, wait=True)
+
+    def map_async(
+        self,
+        func: Callable[[S], T],
+        iterable: Iterable[S] | AsyncIterable[S],
+        chunksize: int | None = None,
+        callback: Callable[[list[T]], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+        *,
+        timeout: float | Default | None = Default.POOLS,
+        retries: int | Default = Default.POOLS,
+    ) -> MapResult[T]:
+        """Begin a `map` and return its result-to-be at once. For the callbacks, see `apply_async`."""
+        limits = self._limits_for(timeout, retries)
+        return self._map(job.map_chunk, func, iterable, chunksize, callback, error_callback, limits)
+
+    def starmap_async(
+        self,
+        func: Callable[..., T],
+        iterable: Iterable[Iterable[Any]] | AsyncIterable[Iterable[Any]],
+        chunksize: int | None = None,
+        callback: Callable[[list[T]], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+        *,
+        timeout: float | Default | None = Default.POOLS,
+        retries: int | Default = Default.POOLS,
+    ) -> MapResult[T]:
+        """Begin a `starmap` and return its result-to-be at once. For the callbacks, see `apply_async`."""
+        limits = self._limits_for(timeout, retries)
+        return self._map(job.starmap_chunk, func, iterable, chunksize, callback, error_callback, limits)
+
+    def imap(
+        self,
+        func: Callable[[S], T],
+        iterable: Iterable[S] | AsyncIterable[S],
+        chunksize: int = 1,
+        buffersize: int | None = None,
+        *,
+        timeout: float | Default | None = Default.POOLS,
+        retries: int | Default = Default.POOLS,
+    ) -> ImapIterator[T]:
+        """Call ``func(item)`` for each item; return an async iterator over the values, in order.
+
+        Args:
+            func: what to call in the workers.
+            iterable: the items, which may be endless or async; read only as far as ``buffersize`` says.
+            chunksize: how many items travel together.
+            buffersize: how many chunks are taken from the input ahead of what you have received; None means two
+                for each worker.
+            timeout: see `apply`; the limit of each chunk.
+            retries: see `apply`; the whole chunk is run again.
+        """
+        limits = self._limits_for(timeout, retries)
+        return self._imap(func, iterable, chunksize, buffersize, limits, ordered=True)
+
+    def imap_unordered(
+        self,
+        func: Callable[[S], T],
+        iterable: Iterable[S] | AsyncIterable[S],
+        chunksize: int = 1,
+        buffersize: int | None = None,
+        *,
+        timeout: float | Default | None = Default.POOLS,
+        retries: int | Default = Default.POOLS,
+    ) -> ImapIterator[T]:
+        """Call ``func(item)`` for each item; return an async iterator over the values as they come. See `imap`."""
+        limits = self._limits_for(timeout, retries)
+        return self._imap(func, iterable, chunksize, buffersize, limits, ordered=False)
+
+    def _map(
+        self,
+        over_chunk: Callable[..., list[T]],
+        func: Callable[..., T],
+        iterable: Iterable[Any] | AsyncIterable[Any],
+        chunksize: int | None,
+        callback: Callable[[list[T]], object] | None,
+        error_callback: Callable[[BaseException], object] | None,
+        limits: Limits,
+        *,
+        wait: bool = False,
+    ) -> MapResult[T]:
+        self._engine.guard.check_usable()
+        check_callable("func", func)
+        optional(at_least_one, "chunksize", chunksize)
+        result: MapResult[T] = MapResult(self._engine.backend, name_of(func))
+        result.add_callbacks(callback, error_callback)
+
+        def begin(items: list[Any]) -> None:
+            self._engine.guard.check_usable()
+            size, pace = self._size_of_chunks(len(items), chunksize, limits), self._engine.packer.pace_of(func)
+            waits = wait and self._engine.admission.limited
+            if not waits:
+                self._engine.admission.take(-(-len(items) // size))
+            chunks = self._pack_chunks(over_chunk, func, items, size, automatic=chunksize is None)
+            if waits:
+                result.feed_chunks(chunks, limits, pace, self._engine.admission.enter)
+            else:
+                result.begin_chunks(chunks, limits, pace)
+
+        if isinstance(iterable, AsyncIterable):
+            result.begin_when_read(iterable, begin, self._engine.admission.tell)
+        else:
+            begin(list(iterate_input(iterable)))
+        return result
+
+    def _size_of_chunks(self, items: int, chunksize: int | None, limits: Limits) -> int:
+        if chunksize is not None:
+            return chunksize
+        if limits.timeout is not None:
+            return 1
+        return self._engine.policy.chunksize(-(-items // (self._engine.backend.seats * CHUNKS_PER_WORKER)) or 1)
+
+    def _pack_chunks(
+        self,
+        over_chunk: Callable[..., object],
+        func: Callable[..., object],
+        items: list[Any],
+        size: int,
+        *,
+        automatic: bool,
+    ) -> list[PackedChunk]:
+        chunks = (items[begin : begin + size] for begin in range(0, len(items), size))
+        name, runner = name_of(func), self._engine.packer.find(over_chunk)
+        return [
+            PackedChunk(self._engine.packer.pack(runner, name, (func, chunk), {}), len(chunk), automatic)
+            for chunk in chunks
+        ]
+
+    def _imap(
+        self,
+        func: Callable[..., T],
+        iterable: Iterable[Any] | AsyncIterable[Any],
+        chunksize: int,
+        buffersize: int | None,
+        limits: Limits,
+        *,
+        ordered: bool,
+    ) -> ImapIterator[T]:
+        self._engine.guard.check_usable()
+        check_callable("func", func)
+        at_least_one("chunksize", chunksize)
+        ahead = (
+            CHUNKS_AHEAD * self._engine.backend.seats if buffersize is None else at_least_one("buffersize", buffersize)
+        )
+        source = iterable if isinstance(iterable, AsyncIterable) else iterate_input(iterable)
+        function = self._engine.packer.find(func)  # one that cannot travel is an error of this line
+        runner = self._engine.packer.find(job.each_of_chunk)
+
+        def begin(items: list[Any], finish: Callable[[Outcome], None]) -> Call:
+            payload = self._engine.packer.pack(runner, function.name, (func, items), {})
+            return Call(function.name, payload, finish, limits, function.pace, weight=len(items))
+
+        window = Window(
+            self._engine.backend,
+            self._engine.admission,
+            function.name,
+            begin,
+            chunksize=chunksize,
+            buffersize=ahead,
+            ordered=ordered,
+        )
+        window.open(source)
+        return ImapIterator(window)
