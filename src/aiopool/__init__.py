@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .pool import AioPool
     from .results import AsyncResult, MapResult
     from .sharing import Shared
+    from .stats import Latencies, PoolStats, WorkerStats
     from .streams import ImapIterator
 
 __all__ = [
@@ -43,15 +44,18 @@ __all__ = [
     "Caller",
     "ImapIterator",
     "InitializerError",
+    "Latencies",
     "MapResult",
     "NotPicklable",
     "PoolFull",
     "PoolNotRunning",
+    "PoolStats",
     "PoolTerminated",
     "RemoteTraceback",
     "ResultTimeout",
     "Shared",
     "WorkerDied",
+    "WorkerStats",
     "WrongLoop",
 ]
 
@@ -60,8 +64,11 @@ _ELSEWHERE = {
     "AsyncResult": "results",
     "Caller": "caller",
     "ImapIterator": "streams",
+    "Latencies": "stats",
     "MapResult": "results",
+    "PoolStats": "stats",
     "Shared": "sharing",
+    "WorkerStats": "stats",
 }
 
 

@@ -106,6 +106,7 @@ class Call:
         automatic: whether its chunk size was our choice, so that it must not exceed what a worker has left.
         finish: called once, with the outcome, from the event loop.
         phase: kept by the dispatcher.
+        submitted: when the backend took it.
         cost: how many seconds it was expected to take when it was sent; kept by the dispatcher.
         tries: how many workers have died under it; kept by the dispatcher.
         verdict: the outcome that was decided while it ran; kept by the dispatcher.
@@ -121,6 +122,7 @@ class Call:
         "pace",
         "payload",
         "phase",
+        "submitted",
         "tries",
         "verdict",
         "weight",
@@ -145,6 +147,7 @@ class Call:
         self.automatic = automatic
         self.limits = limits
         self.pace = pace if pace is not None and isinstance(payload, bytes) else Pace()  # what is large is never quick
+        self.submitted = 0.0
         self.cost = 0.0
         self.phase = CallPhase.NEW
         self.tries = 0

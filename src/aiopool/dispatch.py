@@ -23,6 +23,7 @@ from .commands import Command
 from .decisions import LEAVE_GRACE, Decisions
 from .exceptions import AioPoolError, InitializerError, PoolTerminated, WorkerDied
 from .phases import PoolPhase, WorkerPhase
+from .recycling import RecycleReason
 from .seats import Worker
 
 __all__ = ["Dispatcher"]
@@ -105,6 +106,7 @@ class Dispatcher(Decisions):
         worker = self.workers[worker_id]
         if worker.phase is WorkerPhase.STARTING:
             self._crew.move(worker, WorkerPhase.IDLE)
+            worker.ready_at = now
             if worker.allowance.age is not None:
                 self._crew.ages[worker] = now + worker.allowance.age
             if worker.seat.occupant is worker:
@@ -142,7 +144,7 @@ class Dispatcher(Decisions):
 
     def due(self, worker_id: int, now: float) -> list[Command]:
         """A worker uses too much memory; it is to go when it has a successor."""
-        self._crew.wear_out(self.workers[worker_id])
+        self._crew.wear_out(self.workers[worker_id], RecycleReason.MEMORY)
         return self._decided(now)
 
     def replied(self, worker_id: int, replies: Iterable[tuple[int, Reply]], now: float) -> list[Command]:
@@ -230,7 +232,7 @@ class Dispatcher(Decisions):
         for worker, age in list(self._crew.ages.items()):
             if age <= now:
                 del self._crew.ages[worker]
-                self._crew.wear_out(worker)
+                self._crew.wear_out(worker, RecycleReason.AGE)
         self._losses.pass_time(now)
         return self._decided(now)
 

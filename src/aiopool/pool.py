@@ -26,8 +26,10 @@ from .calls import Limits
 from .cpus import usable_cpus
 from .lifecycle import Lifecycle
 from .packing import Packer
+from .phases import PoolPhase, WorkerPhase
 from .recycling import RecyclePolicy
 from .sharing import Shared
+from .stats import PoolStats
 from .worker.main import Initializer
 
 __all__ = ["AioPool"]
@@ -123,6 +125,17 @@ class AioPool(Lifecycle, Caller):
     def processes(self) -> int:
         """How many calls may run at once."""
         return self._backend.seats
+
+    def stats(self) -> PoolStats:
+        """Return a snapshot of the pool: its workers, its calls, how long they took. Cheap, at any time."""
+        return self._backend.stats()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether calls are taken, and somebody is ready to run them: what a probe asks for."""
+        return self._backend.phase is PoolPhase.RUNNING and any(
+            worker.age is not None and worker.phase != WorkerPhase.KILLED.value for worker in self.stats().workers
+        )
 
     def share(self, value: T) -> Shared[T]:
         """Return a handle that stands for an object in the arguments of many calls, so that it crosses only once.

@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 
-__all__ = ["Allowance", "RecyclePolicy"]
+__all__ = ["Allowance", "RecyclePolicy", "RecycleReason"]
+
+
+class RecycleReason(enum.Enum):
+    """Why a worker is replaced."""
+
+    CALLS = "calls"
+    AGE = "age"
+    MEMORY = "memory"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

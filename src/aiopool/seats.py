@@ -8,7 +8,7 @@ from collections.abc import Callable
 from .calls import Call
 from .exceptions import AioPoolError
 from .phases import WORKER_MOVES, WorkerPhase
-from .recycling import Allowance, RecyclePolicy
+from .recycling import Allowance, RecyclePolicy, RecycleReason
 
 __all__ = ["Crew", "Seat", "Worker"]
 
@@ -24,6 +24,7 @@ class Worker:
         "id",
         "load",
         "phase",
+        "ready_at",
         "recalled",
         "recalling",
         "seat",
@@ -36,10 +37,11 @@ class Worker:
         self.id = id_
         self.seat = seat
         self.allowance = allowance
-        self.due = False  # it is to leave as soon as its successor is ready
+        self.due: RecycleReason | None = None  # why it is to leave as soon as its successor is ready
         self.phase = WorkerPhase.STARTING
         self.calls: deque[Call] = deque()  # sent and not answered; the first of them runs
         self.load = 0.0  # seconds that its calls will take, as predicted when they were sent
+        self.ready_at: float | None = None  # when it had run its initializer
         self.since = 0.0  # when the first of them began, as far as can be known
         self.taken = 0  # calls of the user's function sent to it so far
         self.served = 0  # those it has answered
@@ -66,7 +68,9 @@ class Seat:
         """Whether the occupant is to go, and nobody is on the way to take its place."""
         occupant = self.occupant
         return (
-            occupant is not None and self.successor is None and (occupant.due or occupant.phase is WorkerPhase.RETIRING)
+            occupant is not None
+            and self.successor is None
+            and (occupant.due is not None or occupant.phase is WorkerPhase.RETIRING)
         )
 
     @property
@@ -123,9 +127,9 @@ class Crew:
         self._settled = not found
         return found
 
-    def wear_out(self, worker: Worker) -> None:
+    def wear_out(self, worker: Worker, reason: RecycleReason) -> None:
         """A worker is to go as soon as somebody can take its place."""
-        worker.due = True
+        worker.due = reason
         self._settled = False
 
     def move(self, worker: Worker, phase: WorkerPhase) -> None:

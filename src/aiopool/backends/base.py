@@ -10,6 +10,7 @@ from ..calls import Call
 from ..exceptions import AioPoolError
 from ..phases import PoolPhase
 from ..sharing import CallPayload, Share
+from ..stats import PoolStats
 
 __all__ = ["Backend", "in_loop"]
 
@@ -94,6 +95,10 @@ class Backend(Protocol):
 
     def abandon(self) -> None:
         """Do what `terminate` does, with or without a running loop, and without waiting."""
+        ...
+
+    def stats(self) -> PoolStats:
+        """Return what there is, and what has been."""
         ...
 
     def describe(self) -> str:

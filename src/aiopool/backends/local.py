@@ -15,9 +15,12 @@ from ..commands import Command, Dismiss, Finish, Interrupt, Kill, Recall, Send, 
 from ..dispatch import Dispatcher
 from ..exceptions import AioPoolError, InitializerError, PoolNotRunning
 from ..phases import PoolPhase, WorkerPhase
-from ..recycling import RecyclePolicy
+from ..recycling import RecyclePolicy, RecycleReason
+from ..seats import Worker
 from ..sharing import CallPayload, Share
+from ..stats import PoolStats, Tally, WorkerStats
 from ..worker.main import Initializer
+from ..worker.memory import resident_bytes_of
 from .process import End, WorkerProcess, failed_start
 from .start_methods import UNGUARDED, UNGUARDED_TEXT
 
@@ -56,6 +59,7 @@ class LocalBackend:
         self._dispatcher = Dispatcher(seats, policy, grace=grace, start_timeout=start_timeout, depth=DEPTH)
         self._processes: dict[int, WorkerProcess] = {}
         self._unstarted: deque[int] = deque()  # workers that are to get a process
+        self._tally = Tally()
         self._shares: weakref.WeakSet[Share] = weakref.WeakSet()
         self._commands: deque[Command] = deque()
         self._performing = False
@@ -101,7 +105,8 @@ class LocalBackend:
 
     def submit(self, call: Call) -> None:
         """Take a call."""
-        commands = self._dispatcher.submit(call, self.loop.time())
+        call.submitted = self.loop.time()
+        commands = self._dispatcher.submit(call, call.submitted)
         if commands:
             self._perform(commands)
 
@@ -182,6 +187,26 @@ class LocalBackend:
         busy = sum(phase in (WorkerPhase.BUSY, WorkerPhase.RETIRING) for phase in phases)
         return f"{self.phase.value}: {len(phases)} workers, {busy} busy, {self._dispatcher.waiting} calls waiting"
 
+    def stats(self) -> PoolStats:
+        """Return what there is, and what has been."""
+        workers = [self._stats_of(worker) for worker in self._dispatcher.workers.values()]
+        running = sum(len(worker.calls) for worker in self._dispatcher.workers.values())
+        return self._tally.snapshot(self.phase.value, workers, self.waiting, running)
+
+    def _stats_of(self, worker: Worker) -> WorkerStats:
+        now, process = self._now(), self._processes.get(worker.id)
+        pid = None if process is None else process.pid
+        return WorkerStats(
+            seat=worker.seat.number,
+            pid=pid,
+            phase=worker.phase.value,
+            calls=worker.served,
+            age=None if worker.ready_at is None else now - worker.ready_at,
+            memory=None if pid is None else resident_bytes_of(pid),
+            call=worker.calls[0].name if worker.calls else None,
+            call_seconds=now - worker.since if worker.calls else None,
+        )
+
     # What workers do, as told by `WorkerProcess`.
 
     def received(self, worker: int, frames: list[wire.Frame]) -> None:
@@ -224,6 +249,8 @@ class LocalBackend:
         unseen, cause = self._unseen(worker, end.unread), end.cause
         if end.exitcode == UNGUARDED:
             cause = InitializerError(UNGUARDED_TEXT)
+        if self._dispatcher.workers[worker].phase not in (WorkerPhase.LEAVING, WorkerPhase.KILLED):
+            self._tally.lost()
         now = self.loop.time()
         self._perform(self._dispatcher.died(worker, end.pid, end.exitcode, now, unseen=unseen, cause=cause))
 
@@ -256,6 +283,7 @@ class LocalBackend:
 
     def _perform_one(self, command: Command) -> None:
         if isinstance(command, Finish):  # not as a case: each call has these two, and a case takes its time
+            self._tally.ended(command.call, command.outcome, self.loop.time())
             command.call.finish(command.outcome)
         elif isinstance(command, Send):
             call = command.call
@@ -273,6 +301,8 @@ class LocalBackend:
                 if len(self._unstarted) == 1:
                     self.loop.call_soon(self._start_next)
             case Dismiss(worker):
+                if self.phase is PoolPhase.RUNNING:
+                    self._tally.recycled(self._dispatcher.workers[worker].due or RecycleReason.CALLS)
                 self._processes[worker].dismiss()
             case Kill(worker):
                 self._kill(worker)

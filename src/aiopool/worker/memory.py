@@ -1,4 +1,4 @@
-"""How much memory this process has in its own hands."""
+"""How much memory a process has in its own hands."""
 
 from __future__ import annotations
 
@@ -6,9 +6,18 @@ import os
 import resource
 import sys
 
-__all__ = ["resident_bytes"]
+__all__ = ["resident_bytes", "resident_bytes_of"]
 
 KIB = 1024
+
+
+def resident_bytes_of(pid: int | str) -> int | None:
+    """Return the resident set size of a process, or None: it is gone, or this system does not tell in this way."""
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as statm:  # noqa: PTH123 - pathlib is much to import for one number
+            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
 
 
 def resident_bytes() -> int:
@@ -16,9 +25,8 @@ def resident_bytes() -> int:
 
     On Linux it is the present one; elsewhere the largest there has been, which is all that the system tells.
     """
-    try:
-        with open("/proc/self/statm", "rb") as statm:  # noqa: PTH123 - pathlib is much to import for one number
-            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except FileNotFoundError:
+    present = resident_bytes_of("self")
+    if present is None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * KIB
+    return present
