@@ -127,7 +127,7 @@ class AioPool(Lifecycle, Caller):
         return self._backend.seats
 
     def stats(self) -> PoolStats:
-        """Return a snapshot of the pool: its workers, its calls, how long they took. Cheap, at any time."""
+        """Return a snapshot of the pool: its workers, its calls, how long they took. Cheap, and for any thread."""
         return self._backend.stats()
 
     @property

@@ -188,13 +188,13 @@ class LocalBackend:
         return f"{self.phase.value}: {len(phases)} workers, {busy} busy, {self._dispatcher.waiting} calls waiting"
 
     def stats(self) -> PoolStats:
-        """Return what there is, and what has been."""
-        workers = [self._stats_of(worker) for worker in self._dispatcher.workers.values()]
-        running = sum(len(worker.calls) for worker in self._dispatcher.workers.values())
-        return self._tally.snapshot(self.phase.value, workers, self.waiting, running)
+        """Return what there is, and what has been. Each thing is looked at once, since this may be another thread."""
+        workers = list(self._dispatcher.workers.values())
+        running = sum(len(worker.calls) for worker in workers)
+        return self._tally.snapshot(self.phase.value, list(map(self._stats_of, workers)), self.waiting, running)
 
     def _stats_of(self, worker: Worker) -> WorkerStats:
-        now, process = self._now(), self._processes.get(worker.id)
+        now, process, calls = self._now(), self._processes.get(worker.id), tuple(worker.calls)
         pid = None if process is None else process.pid
         return WorkerStats(
             seat=worker.seat.number,
@@ -203,8 +203,8 @@ class LocalBackend:
             calls=worker.served,
             age=None if worker.ready_at is None else now - worker.ready_at,
             memory=None if pid is None else resident_bytes_of(pid),
-            call=worker.calls[0].name if worker.calls else None,
-            call_seconds=now - worker.since if worker.calls else None,
+            call=calls[0].name if calls else None,
+            call_seconds=now - worker.since if calls else None,
         )
 
     # What workers do, as told by `WorkerProcess`.
