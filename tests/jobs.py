@@ -15,7 +15,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterable
+from contextvars import ContextVar
 from typing import Any, NoReturn
+
+from aiopool import current_worker
 
 initialized: list[Any] = []
 """What the initializer has left in this process."""
@@ -23,6 +26,33 @@ initialized: list[Any] = []
 
 def square(x: int) -> int:
     return x * x
+
+
+request: ContextVar[str] = ContextVar("request", default="none")
+tenant: ContextVar[Any] = ContextVar("tenant")
+
+
+def who_asks(_item: object = None) -> tuple[str, Any]:
+    return request.get(), tenant.get("nobody")
+
+
+def ask_as(name: str) -> tuple[str, Any]:
+    """Change a variable that has travelled, and one that has not."""
+    request.set(name)
+    tenant.set(name)
+    return who_asks()
+
+
+def worker_here(_item: object = None) -> Any:
+    return current_worker()
+
+
+def worker_in_a_child() -> bool:
+    """Return whether a process that a job forks takes itself for a worker."""
+    pid = os.fork()
+    if not pid:
+        os._exit(current_worker() is not None)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0
 
 
 def cube(x: int) -> int:

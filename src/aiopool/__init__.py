@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .sharing import Shared
     from .stats import Latencies, PoolStats, WorkerStats
     from .streams import ImapIterator
+    from .worker.current import CurrentWorker, current_worker
 
 __all__ = [
     "AioPool",
@@ -42,6 +43,7 @@ __all__ = [
     "CallInterrupted",
     "CallTimeout",
     "Caller",
+    "CurrentWorker",
     "ImapIterator",
     "InitializerError",
     "Latencies",
@@ -57,18 +59,21 @@ __all__ = [
     "WorkerDied",
     "WorkerStats",
     "WrongLoop",
+    "current_worker",
 ]
 
 _ELSEWHERE = {
     "AioPool": "pool",
     "AsyncResult": "results",
     "Caller": "caller",
+    "CurrentWorker": "worker.current",
     "ImapIterator": "streams",
     "Latencies": "stats",
     "MapResult": "results",
     "PoolStats": "stats",
     "Shared": "sharing",
     "WorkerStats": "stats",
+    "current_worker": "worker.current",
 }
 
 

@@ -19,6 +19,7 @@ from .arguments import (
 )
 from .backends.base import Backend
 from .calls import Call, Limits, Outcome
+from .carrying import Carried
 from .lifecycle import Guard
 from .packing import Function, Packer
 from .recycling import RecyclePolicy
@@ -182,7 +183,8 @@ class Caller:
         keywords = {} if kwds is None else dict(kwds)
         positional = args if type(args) is tuple else tuple(iterate("args", args))
         function = self._engine.packer.find(func)
-        return function, self._engine.packer.pack(function, function.name, positional, keywords)
+        packer = self._engine.packer
+        return function, packer.pack(function, function.name, positional, keywords, packer.carried())
 
     def _limits_for(self, timeout: float | Default | None, retries: int | Default) -> Limits:
         if timeout is Default.POOLS and retries is Default.POOLS:
@@ -316,6 +318,7 @@ class Caller:
         optional(at_least_one, "chunksize", chunksize)
         result: MapResult[T] = MapResult(self._engine.backend, name_of(func))
         result.add_callbacks(callback, error_callback)
+        carried = self._engine.packer.carried()  # now; an async input may take its time
 
         def begin(items: list[Any]) -> None:
             self._engine.guard.check_usable()
@@ -323,7 +326,7 @@ class Caller:
             waits = wait and self._engine.admission.limited
             if not waits:
                 self._engine.admission.take(-(-len(items) // size))
-            chunks = self._pack_chunks(over_chunk, func, items, size, automatic=chunksize is None)
+            chunks = self._pack_chunks(over_chunk, func, items, size, carried, automatic=chunksize is None)
             if waits:
                 result.feed_chunks(chunks, limits, pace, self._engine.admission.enter)
             else:
@@ -348,13 +351,15 @@ class Caller:
         func: Callable[..., object],
         items: list[Any],
         size: int,
+        carried: tuple[Carried, ...],
         *,
         automatic: bool,
     ) -> list[PackedChunk]:
         chunks = (items[begin : begin + size] for begin in range(0, len(items), size))
-        name, runner = name_of(func), self._engine.packer.find(over_chunk)
+        packer = self._engine.packer
+        name, runner = name_of(func), packer.find(over_chunk)
         return [
-            PackedChunk(self._engine.packer.pack(runner, name, (func, chunk), {}), len(chunk), automatic)
+            PackedChunk(packer.pack(runner, name, (func, chunk), {}, carried), len(chunk), automatic)
             for chunk in chunks
         ]
 
@@ -375,11 +380,12 @@ class Caller:
             CHUNKS_AHEAD * self._engine.backend.seats if buffersize is None else at_least_one("buffersize", buffersize)
         )
         source = iterable if isinstance(iterable, AsyncIterable) else iterate_input(iterable)
-        function = self._engine.packer.find(func)  # one that cannot travel is an error of this line
-        runner = self._engine.packer.find(job.each_of_chunk)
+        packer = self._engine.packer
+        function = packer.find(func)  # one that cannot travel is an error of this line
+        runner, carried = packer.find(job.each_of_chunk), packer.carried()
 
         def begin(items: list[Any], finish: Callable[[Outcome], None]) -> Call:
-            payload = self._engine.packer.pack(runner, function.name, (func, items), {})
+            payload = packer.pack(runner, function.name, (func, items), {}, carried)
             return Call(function.name, payload, finish, limits, function.pace, weight=len(items))
 
         window = Window(

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from . import failures, parcels, wire
 from .arguments import name_of
 from .calls import Pace
+from .carrying import Carried, Carrier, call_with
 from .parcels import Payload, SharedParcel
 from .sharing import CallPayload, Home, Share, Sharing, share_in
 
@@ -23,6 +24,8 @@ MOST_KNOWN = 1000
 class Function(NamedTuple):
     """What there is to know of a function that is called."""
 
+    func: Callable[..., object]
+    """Itself."""
     name: str
     """What errors call it."""
     part: bytes
@@ -38,10 +41,12 @@ class Packer:
 
     Args:
         home: of the shares that may be in what is pickled.
+        carrier: reads the context variables whose values travel with each call.
     """
 
-    def __init__(self, home: Home) -> None:
+    def __init__(self, home: Home, carrier: Carrier) -> None:
         self._home = home
+        self._carrier = carrier
         self._known: dict[object, Function] = {}
         self._paces: dict[object, Pace] = {}
 
@@ -55,7 +60,7 @@ class Packer:
             pickled, _, shares = self._dumps(func, math.inf)
         except Exception as error:
             raise failures.refusal("function", name, error) from error
-        function = Function(name, wire.function_part(pickled), self.pace_of(func), shares)
+        function = Function(func, name, wire.function_part(pickled), self.pace_of(func), shares)
         if by_name:
             self._forget(self._known)
             self._known[func] = function
@@ -78,8 +83,21 @@ class Packer:
         if len(remembered) >= MOST_KNOWN:
             remembered.clear()
 
-    def pack(self, function: Function, name: str, args: tuple[Any, ...], kwds: dict[str, Any]) -> CallPayload:
+    def carried(self) -> tuple[Carried, ...]:
+        """Return the present values of the context variables that travel."""
+        return self._carrier.values() if self._carrier else ()
+
+    def pack(
+        self,
+        function: Function,
+        name: str,
+        args: tuple[Any, ...],
+        kwds: dict[str, Any],
+        carried: tuple[Carried, ...],
+    ) -> CallPayload:
         """Return the payload of a call, or raise `NotPicklable`. Later changes to the arguments do not travel."""
+        if carried:
+            args, kwds, function = (carried, function.func, args, kwds), {}, self.find(call_with)
         try:
             pickled, buffers, shares = self._dumps((args, kwds), parcels.LARGE)
         except Exception as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextvars import ContextVar
 from functools import partial
 from multiprocessing.context import BaseContext
 from typing import Any, ParamSpec, TypeVar
@@ -21,8 +22,10 @@ from .arguments import (
 )
 from .backends import start_methods
 from .backends.local import LocalBackend
+from .backends.process import Setup
 from .caller import Caller, Engine
 from .calls import Limits
+from .carrying import Carrier
 from .cpus import usable_cpus
 from .lifecycle import Lifecycle
 from .packing import Packer
@@ -73,6 +76,8 @@ class AioPool(Lifecycle, Caller):
         start_timeout: seconds that a worker has to start and to run its initializer.
         preload: names of modules that workers have imported before the first call. The fork server imports them
             once if it is not running yet.
+        context_vars: context variables whose values at the time of a call are theirs in the worker, too, while it
+            runs. Each is a global of a module that workers can import; one that has no value does not travel.
 
     Raises:
         ValueError: a number is out of its range, or the start method unknown.
@@ -96,11 +101,13 @@ class AioPool(Lifecycle, Caller):
         recycle_jitter: float = 0.0,
         start_timeout: float = 60.0,
         preload: Sequence[str] = (),
+        context_vars: Iterable[ContextVar[Any]] = (),
     ) -> None:
         seats = usable_cpus() if processes is None else at_least_one("processes", processes)
         if initializer is not None:
             check_callable("initializer", initializer)
         modules = module_names("preload", preload)
+        carrier = Carrier(iterate("context_vars", context_vars))
         start_method = find_context(context)
         limits = Limits(optional(seconds, "timeout", timeout), at_least(0, "retries", retries))
         policy = RecyclePolicy(
@@ -110,16 +117,18 @@ class AioPool(Lifecycle, Caller):
         )
         backend = LocalBackend(
             seats,
-            start_method,
-            Initializer(initializer, tuple(iterate("initargs", initargs)), modules),
+            Setup(
+                start_method,
+                Initializer(initializer, tuple(iterate("initargs", initargs)), modules),
+                optional(at_least_one, "max_memory_per_child", max_memory_per_child),
+            ),
             policy,
-            memory_limit=optional(at_least_one, "max_memory_per_child", max_memory_per_child),
             grace=seconds("cancel_grace", cancel_grace, zero=True),
             start_timeout=seconds("start_timeout", start_timeout),
         )
         Lifecycle.__init__(self, backend, partial(start_methods.prepare, start_method, modules))
         admission = Admission(backend, optional(at_least_one, "max_pending", max_pending))
-        Caller.__init__(self, Engine(backend, Packer(backend), admission, policy, self._guard), limits)
+        Caller.__init__(self, Engine(backend, Packer(backend, carrier), admission, policy, self._guard), limits)
 
     @property
     def processes(self) -> int:

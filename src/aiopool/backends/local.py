@@ -7,7 +7,6 @@ import contextlib
 import weakref
 from collections import deque
 from collections.abc import Callable
-from multiprocessing.context import BaseContext
 
 from .. import failures, wire
 from ..calls import Call, Reply, ids
@@ -19,9 +18,8 @@ from ..recycling import RecyclePolicy, RecycleReason
 from ..seats import Worker
 from ..sharing import CallPayload, Share
 from ..stats import PoolStats, Tally, WorkerStats
-from ..worker.main import Initializer
 from ..worker.memory import resident_bytes_of
-from .process import End, WorkerProcess, failed_start
+from .process import End, Setup, WorkerProcess, failed_start
 from .start_methods import UNGUARDED, UNGUARDED_TEXT
 
 __all__ = ["LocalBackend"]
@@ -44,18 +42,14 @@ class LocalBackend:
     def __init__(
         self,
         seats: int,
-        context: BaseContext,
-        initializer: Initializer,
+        setup: Setup,
         policy: RecyclePolicy,
         *,
-        memory_limit: int | None,
         grace: float,
         start_timeout: float,
     ) -> None:
         self._seats = seats
-        self._context = context
-        self._initializer = initializer
-        self._memory_limit = memory_limit
+        self._setup = setup
         self._dispatcher = Dispatcher(seats, policy, grace=grace, start_timeout=start_timeout, depth=DEPTH)
         self._processes: dict[int, WorkerProcess] = {}
         self._unstarted: deque[int] = deque()  # workers that are to get a process
@@ -328,9 +322,8 @@ class LocalBackend:
 
     def _spawn(self, worker: int) -> None:
         try:
-            process = WorkerProcess(
-                worker, self.loop, self._context, self._initializer, self._memory_limit, observer=self
-            )
+            seat = self._dispatcher.workers[worker].seat.number
+            process = WorkerProcess(worker, seat, self.loop, self._setup, observer=self)
         except OSError as error:  # no descriptors left
             failure = failed_start(error)
             self._perform(self._dispatcher.died(worker, None, None, self.loop.time(), cause=failure))

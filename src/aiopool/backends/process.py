@@ -27,7 +27,7 @@ from ..worker.control import ID, INTERRUPT
 from .base import in_loop
 from .channel import Channel
 
-__all__ = ["End", "Observer", "WorkerProcess", "failed_start"]
+__all__ = ["End", "Observer", "Setup", "WorkerProcess", "failed_start"]
 
 PIDFD_SIGNAL_PROCESS_GROUP = 4
 """A flag of pidfd_send_signal(2), from Linux 6.9 on: the whole group, also when its leader is reaped."""
@@ -87,6 +87,20 @@ class End(NamedTuple):
     cause: AioPoolError | None = None
 
 
+class Setup(NamedTuple):
+    """How all workers of a pool are started.
+
+    Attributes:
+        context: of multiprocessing; says how a process is started.
+        initializer: run in the worker first.
+        memory_limit: bytes, see `aiopool.worker.main.main`.
+    """
+
+    context: BaseContext
+    initializer: worker_main.Initializer
+    memory_limit: int | None
+
+
 class WorkerProcess:
     """Starts a worker's process, talks to it, kills it, and reports its end.
 
@@ -95,27 +109,25 @@ class WorkerProcess:
 
     Args:
         number: what the observer knows it by.
+        seat: the number of its place in the pool.
         loop: where everything happens, save the start itself.
-        context: of multiprocessing; says how the process is started.
-        initializer: run in the worker first.
-        memory_limit: bytes, see `aiopool.worker.main.main`.
+        setup: how it is started.
         observer: told what happens.
     """
 
     def __init__(
         self,
         number: int,
+        seat: int,
         loop: asyncio.AbstractEventLoop,
-        context: BaseContext,
-        initializer: worker_main.Initializer,
-        memory_limit: int | None,
+        setup: Setup,
         observer: Observer,
     ) -> None:
         self.number = number
         self.pid: int | None = None
         self._loop = loop
         self._observer = observer
-        self._start_method = context.get_start_method()
+        self._start_method = setup.context.get_start_method()
         self._lock = threading.Lock()  # between the thread that starts the process and kill()
         self._starter: threading.Thread | None = None
         self._unwanted = False
@@ -127,15 +139,15 @@ class WorkerProcess:
             self._own_end, self._workers_end = map(isolation.above_stdio, socket.socketpair(socket.AF_UNIX, MESSAGES))
             opened.push(self._own_end)
             opened.push(self._workers_end)
-            self._workers_lifeline, self._lifeline = map(opened.enter_context, context.Pipe(duplex=False))
-            self._workers_control, self._control = map(opened.enter_context, context.Pipe(duplex=False))
+            self._workers_lifeline, self._lifeline = map(opened.enter_context, setup.context.Pipe(duplex=False))
+            self._workers_control, self._control = map(opened.enter_context, setup.context.Pipe(duplex=False))
             opened.pop_all()
         os.set_blocking(self._control.fileno(), False)
         _ends.update((self._own_end, self._workers_end, self._lifeline, self._control))
         lines = worker_main.Lines(self._workers_end, self._workers_lifeline, self._workers_control)
-        self._process = context.Process(  # type: ignore[attr-defined]  # every concrete context has one
+        self._process = setup.context.Process(  # type: ignore[attr-defined]  # every concrete context has one
             target=worker_main.main,
-            args=(lines, initializer, memory_limit, self._inheritance()),
+            args=(lines, setup.initializer, seat, setup.memory_limit, self._inheritance()),
             name=f"AioPoolWorker-{number}",
         )
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from time import perf_counter_ns
 from typing import Any, NamedTuple, TypeVar
 
-from .. import failures, wire
+from .. import carrying, failures, wire
 from ..exceptions import AioPoolError, CallInterrupted
 from ..parcels import Payload, dumps, wrap
 from .control import Control
@@ -18,7 +18,7 @@ __all__ = ["each_of_chunk", "map_chunk", "run", "starmap_chunk"]
 
 T = TypeVar("T")
 
-HIDDEN = (__file__,)
+HIDDEN = (__file__, carrying.__file__)
 """Files whose frames a user's traceback does not begin with."""
 
 INTERRUPTED = failures.encode_briefly(CallInterrupted())

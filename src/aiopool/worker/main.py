@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from .. import failures, sharing, wire
 from ..exceptions import NotPicklable, what_to_do
 from ..parcels import Payload, wrap
-from . import isolation, job
+from . import current, isolation, job
 from .control import Control
 from .memory import resident_bytes
 
@@ -98,6 +98,7 @@ class Lines(NamedTuple):
 def main(
     lines: Lines,
     initializer: Initializer | PickledInitializer,
+    seat: int,
     memory_limit: int | None,
     inheritance: Inheritance | None,
 ) -> None:
@@ -106,6 +107,7 @@ def main(
     Args:
         lines: to the parent.
         initializer: run before the first call.
+        seat: the number of this worker's place in the pool.
         memory_limit: bytes of resident memory after which the worker says that it should be replaced, or None.
         inheritance: what to be rid of when this process was forked from the parent, else None.
     """
@@ -117,6 +119,7 @@ def main(
     isolation.die_with(lines.lifeline.fileno())
     isolation.forked_children_are_ordinary(channel)
     sharing.drop_all()
+    current.begin(seat)
     control = Control(lines.control.fileno())
     with channel, contextlib.suppress(ConnectionError):  # the parent may be gone; its end is no news to report
         if _introduce(channel, initializer):
@@ -154,6 +157,7 @@ def _serve(channel: socket.socket, control: Control, memory_limit: int | None) -
             sharing.drop(frame.call)
         else:
             _answer(channel, frame, control)
+            current.count_call()
             if memory_limit is not None and resident_bytes() > memory_limit:
                 _send(channel, wire.Kind.HEAVY)
         del frame  # or what came with it would be kept while we wait
