@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import errno
 import faulthandler
+import logging
 import os
 import pickle
 import resource
@@ -41,6 +42,62 @@ def ask_as(name: str) -> tuple[str, Any]:
     request.set(name)
     tenant.set(name)
     return who_asks()
+
+
+def log(name: str, level: int, message: str, *args: object, **kwds: Any) -> None:
+    logging.getLogger(name).log(level, message, *args, **kwds)
+
+
+def log_failure(name: str) -> None:
+    try:
+        raise ValueError("logged")
+    except ValueError:
+        logging.getLogger(name).exception("it failed")
+
+
+def log_and_leave(name: str, count: int) -> NoReturn:
+    for number in range(count):
+        logging.getLogger(name).warning("before the end %d", number)
+    kill_self()
+
+
+def log_much(name: str, count: int, path: str) -> int:
+    """Tell when all are made; return how many there were."""
+    for number in range(count):
+        logging.getLogger(name).warning("flood %d", number)
+    tell(path, "done")
+    return count
+
+
+def log_in_threads(name: str, threads: int, count: int, size: int) -> bytes:
+    """Log in several threads, and return something large meanwhile."""
+
+    def work(thread: int) -> None:
+        for number in range(count):
+            logging.getLogger(name).warning("thread %d: %d", thread, number)
+
+    started = [threading.Thread(target=work, args=(thread,), daemon=True) for thread in range(threads)]
+    for thread in started:
+        thread.start()
+    return bytes(size)
+
+
+def log_in_a_child(name: str) -> int:
+    """Log in a forked process, which has no way to the parent."""
+    pid = os.fork()
+    if not pid:
+        logging.getLogger(name).warning("in a child")
+        os._exit(7)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def handlers_of_the_root() -> list[str]:
+    return [type(handler).__name__ for handler in logging.root.handlers]
+
+
+def log_at_start(name: str) -> None:
+    """Initializer."""
+    logging.getLogger(name).warning("at the start")
 
 
 def worker_here(_item: object = None) -> Any:

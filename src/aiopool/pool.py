@@ -8,6 +8,7 @@ from functools import partial
 from multiprocessing.context import BaseContext
 from typing import Any, ParamSpec, TypeVar
 
+from . import log_records
 from .admission import Admission
 from .arguments import (
     at_least,
@@ -78,6 +79,8 @@ class AioPool(Lifecycle, Caller):
             once if it is not running yet.
         context_vars: context variables whose values at the time of a call are theirs in the worker, too, while it
             runs. Each is a global of a module that workers can import; one that has no value does not travel.
+        forward_logs: whether log records of workers are for this process's handlers, and its levels, as they are when a
+            worker starts, decide which are made at all. False leaves logging in workers alone.
 
     Raises:
         ValueError: a number is out of its range, or the start method unknown.
@@ -102,6 +105,7 @@ class AioPool(Lifecycle, Caller):
         start_timeout: float = 60.0,
         preload: Sequence[str] = (),
         context_vars: Iterable[ContextVar[Any]] = (),
+        forward_logs: bool = True,
     ) -> None:
         seats = usable_cpus() if processes is None else at_least_one("processes", processes)
         if initializer is not None:
@@ -121,6 +125,7 @@ class AioPool(Lifecycle, Caller):
                 start_method,
                 Initializer(initializer, tuple(iterate("initargs", initargs)), modules),
                 optional(at_least_one, "max_memory_per_child", max_memory_per_child),
+                log_records.levels if forward_logs else lambda: None,
             ),
             policy,
             grace=seconds("cancel_grace", cancel_grace, zero=True),

@@ -18,6 +18,7 @@ READY  up        0       none: the initializer has run
 UNFIT  up        0       a failure: the initializer raised
 BEGUN  up        its id  none: this timed call begins
 HEAVY  up        0       none: the worker uses more memory than it should
+LOG    up        number  a log record; the number is how many before it have been dropped
 RESULT up        its id  the result's pickle
 FAILED up        its id  a failure, see `aiopool.failures`
 ====== ========= ======= ==========================================================
@@ -72,8 +73,9 @@ class Kind(enum.IntEnum):
     UNFIT = 7
     BEGUN = 8
     HEAVY = 9
-    RESULT = 10
-    FAILED = 11
+    LOG = 10
+    RESULT = 11
+    FAILED = 12
 
 
 class Form(enum.IntEnum):

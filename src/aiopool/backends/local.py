@@ -8,7 +8,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 
-from .. import failures, wire
+from .. import failures, log_records, wire
 from ..calls import Call, Reply, ids
 from ..commands import Command, Dismiss, Finish, Interrupt, Kill, Recall, Send, Spawn
 from ..dispatch import Dispatcher
@@ -230,7 +230,15 @@ class LocalBackend:
             self._perform(self._dispatcher.ready(worker, now))
         elif frame.kind == wire.Kind.UNFIT:
             self._perform(self._dispatcher.unfit(worker, _failure_of(frame), now))
+        elif frame.kind == wire.Kind.LOG:
+            self._log(worker, frame)
         else:
+            self.garbled(worker)
+
+    def _log(self, worker: int, frame: wire.Frame) -> None:
+        try:
+            log_records.handle(frame)
+        except Exception:  # noqa: BLE001 - what came is no record: a job has written into the channel
             self.garbled(worker)
 
     def garbled(self, worker: int) -> None:

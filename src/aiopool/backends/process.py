@@ -24,6 +24,7 @@ from ..exceptions import AioPoolError, InitializerError
 from ..worker import isolation
 from ..worker import main as worker_main
 from ..worker.control import ID, INTERRUPT
+from ..worker.logs import Levels
 from .base import in_loop
 from .channel import Channel
 
@@ -94,11 +95,13 @@ class Setup(NamedTuple):
         context: of multiprocessing; says how a process is started.
         initializer: run in the worker first.
         memory_limit: bytes, see `aiopool.worker.main.main`.
+        levels: returns those of the log records that workers are to send, see `aiopool.worker.main.main`.
     """
 
     context: BaseContext
     initializer: worker_main.Initializer
     memory_limit: int | None
+    levels: Callable[[], Levels | None]
 
 
 class WorkerProcess:
@@ -147,7 +150,7 @@ class WorkerProcess:
         lines = worker_main.Lines(self._workers_end, self._workers_lifeline, self._workers_control)
         self._process = setup.context.Process(  # type: ignore[attr-defined]  # every concrete context has one
             target=worker_main.main,
-            args=(lines, setup.initializer, seat, setup.memory_limit, self._inheritance()),
+            args=(lines, setup.initializer, seat, setup.memory_limit, setup.levels(), self._inheritance()),
             name=f"AioPoolWorker-{number}",
         )
 

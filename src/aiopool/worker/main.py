@@ -17,14 +17,18 @@ import sys
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import failures, sharing, wire
 from ..exceptions import NotPicklable, what_to_do
-from ..parcels import Payload, wrap
+from ..parcels import wrap
 from . import current, isolation, job
 from .control import Control
 from .memory import resident_bytes
+from .outlet import Outlet
+
+if TYPE_CHECKING:
+    from .logs import Levels
 
 __all__ = ["Inheritance", "Initializer", "Lines", "main"]
 
@@ -100,6 +104,7 @@ def main(
     initializer: Initializer | PickledInitializer,
     seat: int,
     memory_limit: int | None,
+    levels: Levels | None,
     inheritance: Inheritance | None,
 ) -> None:
     """Be a worker until told to leave. The target of the process.
@@ -109,6 +114,7 @@ def main(
         initializer: run before the first call.
         seat: the number of this worker's place in the pool.
         memory_limit: bytes of resident memory after which the worker says that it should be replaced, or None.
+        levels: of the log records that are to be sent to the parent; None to leave logging alone.
         inheritance: what to be rid of when this process was forked from the parent, else None.
     """
     channel = isolation.above_stdio(lines.channel)
@@ -122,8 +128,11 @@ def main(
     current.begin(seat)
     control = Control(lines.control.fileno())
     with channel, contextlib.suppress(ConnectionError):  # the parent may be gone; its end is no news to report
-        if _introduce(channel, initializer):
-            _serve(channel, control, memory_limit)
+        outlet = Outlet(channel)
+        if levels is not None:
+            importlib.import_module("aiopool.worker.logs").forward(outlet, levels)
+        if _introduce(outlet, initializer):
+            _serve(channel, outlet, control, memory_limit)
     if ENDS_WITHOUT_ATEXIT:
         atexit._run_exitfuncs()  # noqa: SLF001 - as multiprocessing itself does from 3.13 on
 
@@ -137,18 +146,18 @@ def _renounce(inheritance: Inheritance) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, inheritance.blocked)
 
 
-def _introduce(channel: socket.socket, initializer: Initializer | PickledInitializer) -> bool:
+def _introduce(outlet: Outlet, initializer: Initializer | PickledInitializer) -> bool:
     """Run the initializer, say how it went, and return whether we are good for calls."""
     try:
         initializer.run()
     except BaseException as error:  # noqa: BLE001 - whatever it raises, the parent is to hear of it
-        _send(channel, wire.Kind.UNFIT, 0, wrap(failures.encode(error, (__file__,)), (), wire.LARGEST))
+        outlet.send(wire.encode(wire.Kind.UNFIT, 0, wrap(failures.encode(error, (__file__,)), (), wire.LARGEST)))
         return False
-    _send(channel, wire.Kind.READY)
+    outlet.send(wire.encode(wire.Kind.READY))
     return True
 
 
-def _serve(channel: socket.socket, control: Control, memory_limit: int | None) -> None:
+def _serve(channel: socket.socket, outlet: Outlet, control: Control, memory_limit: int | None) -> None:
     decoder, arrival = wire.Decoder(), Arrival(channel)
     while (frame := _receive(channel, decoder, arrival)).kind != wire.Kind.LEAVE:
         if frame.kind == wire.Kind.SHARE:
@@ -156,10 +165,10 @@ def _serve(channel: socket.socket, control: Control, memory_limit: int | None) -
         elif frame.kind == wire.Kind.DROP:
             sharing.drop(frame.call)
         else:
-            _answer(channel, frame, control)
+            _answer(outlet, frame, control)
             current.count_call()
             if memory_limit is not None and resident_bytes() > memory_limit:
-                _send(channel, wire.Kind.HEAVY)
+                outlet.send(wire.encode(wire.Kind.HEAVY))
         del frame  # or what came with it would be kept while we wait
 
 
@@ -202,12 +211,12 @@ def _receive(channel: socket.socket, decoder: wire.Decoder, arrival: Arrival) ->
                 return frame
 
 
-def _answer(channel: socket.socket, frame: wire.Frame, control: Control) -> None:
+def _answer(outlet: Outlet, frame: wire.Frame, control: Control) -> None:
     if frame.kind == wire.Kind.TIMED:
-        _send(channel, wire.Kind.BEGUN, frame.call)
+        outlet.send(wire.encode(wire.Kind.BEGUN, frame.call))
     answer = job.run(frame, control)
     _flush()
-    _send(channel, answer.kind, frame.call, answer.payload, answer.nanoseconds)
+    outlet.send(wire.encode(answer.kind, frame.call, answer.payload, answer.nanoseconds))
 
 
 def _flush() -> None:
@@ -217,8 +226,3 @@ def _flush() -> None:
             stream.flush()
         except Exception:  # noqa: BLE001, S112 - there is none, or the job has closed it, or put something else there
             continue
-
-
-def _send(channel: socket.socket, kind: wire.Kind, call: int = 0, payload: Payload = b"", nanoseconds: int = 0) -> None:
-    for packet in wire.encode(kind, call, payload, nanoseconds):
-        wire.send(channel, packet)

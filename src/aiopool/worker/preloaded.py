@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import signal
 
-from . import main
+from . import logs, main
 
-__all__ = ["main"]
+__all__ = ["logs", "main"]
 
 
 def _listen_to_the_keyboard() -> None:

@@ -1,0 +1,244 @@
+"""Log records of workers, in the parent's handlers."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import jobs
+from aiopool import AioPool, WorkerDied, wire
+from latch import Latch
+
+pytestmark = pytest.mark.both_loops
+
+NAME = "service.part"
+
+
+class Keeper(logging.Handler):
+    """Keeps records."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep it."""
+        self.records.append(record)
+
+    @property
+    def messages(self) -> list[str]:
+        """What the records say."""
+        return [record.getMessage() for record in self.records]
+
+
+@pytest.fixture
+def keeper() -> Iterator[Keeper]:
+    """Return the handler of a logger that lets everything pass, and leave all as it was."""
+    logger, handler = logging.getLogger("service"), Keeper()
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    yield handler
+    logger.removeHandler(handler)
+    logger.setLevel(logging.NOTSET)
+
+
+async def test_a_record_arrives_once_as_it_was_made(start_method: str, keeper: Keeper) -> None:
+    """Level, name, process, thread, arguments, extra fields."""
+    async with AioPool(1, context=start_method) as pool:
+        pid = await pool.apply(jobs.pid_of)
+        await pool.apply(jobs.log, (NAME, logging.INFO, "%s of %d", "one", 2), {"extra": {"request": [1]}})
+    (record,) = keeper.records
+    assert (record.levelno, record.name, record.getMessage()) == (logging.INFO, NAME, "one of 2")
+    assert (record.process, record.processName) == (pid, "AioPoolWorker-1")
+    assert (record.funcName, record.filename, record.threadName) == ("log", "jobs.py", "MainThread")
+    assert record.request == [1]  # type: ignore[attr-defined]
+
+
+async def test_an_exception_arrives_as_its_text(start_method: str, keeper: Keeper) -> None:
+    """It could not be pickled, maybe; a formatter prints it as ever."""
+    async with AioPool(1, context=start_method) as pool:
+        await pool.apply(jobs.log_failure, (NAME,))
+    (record,) = keeper.records
+    text = logging.Formatter("%(message)s").format(record)
+    assert re.fullmatch(r"it failed\nTraceback .*jobs.py.*ValueError: logged", text, re.DOTALL)
+
+
+async def test_records_of_the_initializer_arrive(start_method: str, keeper: Keeper) -> None:
+    """They come before anything else."""
+    async with AioPool(1, jobs.log_at_start, (NAME,), context=start_method):
+        assert keeper.messages == ["at the start"]
+
+
+async def test_levels_are_obeyed_in_the_worker(
+    start_method: str, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not wanted does not travel."""
+    came: list[wire.Frame] = []
+    monkeypatch.setattr("aiopool.log_records.handle", came.append)
+    logging.getLogger("service.quiet").setLevel(logging.ERROR)
+    logging.getLogger("service").setLevel(logging.INFO)
+    try:
+        async with AioPool(1, context=start_method) as pool:
+            for name in ("service", "service.quiet", "service.other"):
+                for level in (logging.DEBUG, logging.INFO, logging.ERROR):
+                    await pool.apply(jobs.log, (name, level, "%s %d", name, level))
+    finally:
+        logging.getLogger("service.quiet").setLevel(logging.NOTSET)
+    messages = [pickle.loads(frame.payload or b"")["msg"] for frame in came]
+    assert messages == ["service 20", "service 40", "service.quiet 40", "service.other 20", "service.other 40"]
+    assert keeper.records == []
+
+
+async def test_a_level_that_is_set_later_is_obeyed_here(keeper: Keeper) -> None:
+    """The worker does not know it, but the record is not handled."""
+    async with AioPool(1) as pool:
+        logging.getLogger("service").setLevel(logging.ERROR)
+        await pool.apply(jobs.log, (NAME, logging.INFO, "not any more"))
+        await pool.apply(jobs.log, (NAME, logging.ERROR, "still"))
+    assert keeper.messages == ["still"]
+
+
+async def test_what_logging_disables_is_not_made(keeper: Keeper) -> None:
+    """As with a level."""
+    logging.disable(logging.INFO)
+    try:
+        async with AioPool(1) as pool:
+            await pool.apply(jobs.log, (NAME, logging.INFO, "disabled"))
+            await pool.apply(jobs.log, (NAME, logging.WARNING, "not disabled"))
+    finally:
+        logging.disable(logging.NOTSET)
+    assert keeper.messages == ["not disabled"]
+
+
+async def test_records_before_a_death_arrive_in_their_order(start_method: str, keeper: Keeper) -> None:
+    """They were sent before it."""
+    async with AioPool(1, context=start_method) as pool:
+        with pytest.raises(WorkerDied):
+            await pool.apply(jobs.log_and_leave, (NAME, 100))
+    assert keeper.messages == [f"before the end {number}" for number in range(100)]
+
+
+async def test_logging_can_be_left_alone(start_method: str, keeper: Keeper) -> None:
+    """Then the worker has what its start method gives it."""
+    async with AioPool(1, context=start_method, forward_logs=False) as pool:
+        assert "ForwardingHandler" not in await pool.apply(jobs.handlers_of_the_root)
+    async with AioPool(1, context=start_method) as pool:
+        assert await pool.apply(jobs.handlers_of_the_root) == ["ForwardingHandler"]
+    assert keeper.records == []
+
+
+async def test_a_flood_neither_stalls_nor_loses_silently(
+    keeper: Keeper, latch: Latch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While this loop stands still, records are dropped; the next one tells how many; the call has its answer."""
+    monkeypatch.setattr("aiopool.worker.logs.PATIENCE", 0.0)  # of a worker that is forked now
+    warnings = Keeper()
+    logging.getLogger("aiopool").addHandler(warnings)
+    count = 5000
+    try:
+        async with AioPool(1, context="fork") as pool:
+            result = pool.submit(jobs.log_much, NAME, count, latch.path)
+            assert latch.told_now() == "done"  # the loop has stood still
+            assert await result == count
+            await pool.apply(jobs.log, (NAME, logging.WARNING, "after the flood"))
+    finally:
+        logging.getLogger("aiopool").removeHandler(warnings)
+    dropped = sum(int(found[1]) for message in warnings.messages if (found := re.match(r"(\d+) log records", message)))
+    came = [message for message in keeper.messages if message.startswith("flood")]
+    assert dropped > 0
+    assert keeper.messages[-1] == "after the flood"
+    assert len(came) + dropped == count
+    assert came == sorted(came, key=lambda message: int(message.split()[1]))
+
+
+async def test_records_of_several_threads_do_not_garble_an_answer(start_method: str, keeper: Keeper) -> None:
+    """A large answer is more than one packet, and none of a record's comes between them."""
+    async with AioPool(1, context=start_method) as pool:
+        for _ in range(20):
+            assert await pool.apply(jobs.log_in_threads, (NAME, 4, 20, 2_000_000)) == bytes(2_000_000)
+    assert len(keeper.records) <= 20 * 4 * 20
+
+
+async def test_a_record_of_a_process_that_a_job_forks_is_lost(start_method: str, keeper: Keeper) -> None:
+    """It has no way here, and harms nobody."""
+    async with AioPool(1, context=start_method) as pool:
+        assert await pool.apply(jobs.log_in_a_child, (NAME,)) == 7
+        assert await pool.apply(jobs.square, (3,)) == 9
+    assert keeper.records == []
+
+
+@pytest.mark.parametrize("what", ["message", "extra"])
+async def test_a_record_that_is_too_large_is_cut_short(what: str, keeper: Keeper) -> None:
+    """Its text; other fields do not travel then."""
+    large = "x" * 200_000
+    async with AioPool(1) as pool:
+        if what == "message":
+            await pool.apply(jobs.log, (NAME, logging.INFO, large), {"extra": {"short": 1}})
+        else:
+            await pool.apply(jobs.log, (NAME, logging.INFO, "short"), {"extra": {"short": 1, "long": [large]}})
+    (record,) = keeper.records
+    assert record.short == 1  # type: ignore[attr-defined]
+    assert not hasattr(record, "long")
+    assert record.getMessage() == ("x" * 8000 + "... (200000 characters)" if what == "message" else "short")
+
+
+async def test_a_field_that_does_not_pickle_arrives_in_words(keeper: Keeper) -> None:
+    """The others as they are."""
+    async with AioPool(1) as pool:
+        await pool.apply(log_with_odd_fields)
+    (record,) = keeper.records
+    fields: dict[str, Any] = vars(record)
+    assert fields["odd"].startswith("<function log_with_odd_fields.<locals>.<lambda>")
+    assert fields["even"] == [2]
+
+
+def log_with_odd_fields() -> None:
+    """Log something that cannot travel."""
+    logging.getLogger(NAME).info("odd", extra={"odd": lambda: 1, "even": [2]})
+
+
+async def test_a_record_that_cannot_be_formatted_is_the_workers_trouble(
+    keeper: Keeper, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As in one process: logging says so on its standard error, and goes on."""
+    async with AioPool(1, context="spawn") as pool:
+        await pool.apply(jobs.log, (NAME, logging.INFO, "%d", "no number"))
+        await pool.apply(jobs.log, (NAME, logging.INFO, "next"))
+    assert keeper.messages == ["next"]
+    assert "--- Logging error ---" in capfd.readouterr().err
+
+
+async def test_a_handler_that_fails_harms_no_call(keeper: Keeper) -> None:
+    """It is told of, once for each record."""
+
+    class BrokenError(Exception):
+        pass
+
+    def fail(record: logging.LogRecord) -> bool:
+        if record.name == NAME:
+            raise BrokenError
+        return True
+
+    keeper.addFilter(fail)
+    troubles = Keeper()
+    logging.getLogger("aiopool").addHandler(troubles)
+    try:
+        async with AioPool(1) as pool:
+            await pool.apply(jobs.log, (NAME, logging.INFO, "breaks"))
+            assert await pool.apply(jobs.square, (3,)) == 9
+    finally:
+        logging.getLogger("aiopool").removeHandler(troubles)
+    assert troubles.messages == ["a filter or handler has failed with a log record of a worker"]
+
+
+async def test_what_is_no_record_ends_its_worker_only() -> None:
+    """A job that writes into the channel."""
+    async with AioPool(1) as pool:
+        with pytest.raises(WorkerDied):
+            await pool.apply(jobs.scribble_on_sockets, (wire.encode(wire.Kind.LOG, 0, b"nothing")[0],))
+        assert await pool.apply(jobs.square, (3,)) == 9
