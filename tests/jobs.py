@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from contextvars import ContextVar
 from typing import Any, NoReturn
 
-from aiopool import current_worker
+from aiopool import current_worker, report
 
 initialized: list[Any] = []
 """What the initializer has left in this process."""
@@ -98,6 +98,35 @@ def handlers_of_the_root() -> list[str]:
 def log_at_start(name: str) -> None:
     """Initializer."""
     logging.getLogger(name).warning("at the start")
+
+
+def report_each(values: Iterable[Any], result: Any = None) -> Any:
+    for value in values:
+        report(value)
+    return result
+
+
+def report_in_a_thread(value: Any) -> None:
+    thread = threading.Thread(target=report, args=(value,))
+    thread.start()
+    thread.join()
+
+
+def report_in_a_child(value: Any) -> int:
+    """Report in a forked process, which has no way to the parent."""
+    pid = os.fork()
+    if not pid:
+        report(value)
+        os._exit(7)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def report_and_tell(path: str, value: Any) -> NoReturn:
+    """Report something again and again; tell after the first time."""
+    report(value)
+    tell(path, os.getpid())
+    while True:
+        report(value)
 
 
 def worker_here(_item: object = None) -> Any:

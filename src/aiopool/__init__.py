@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .sharing import Shared
     from .stats import Latencies, PoolStats, WorkerStats
     from .streams import ImapIterator
-    from .worker.current import CurrentWorker, current_worker
+    from .worker.current import CurrentWorker, current_worker, report
 
 __all__ = [
     "AioPool",
@@ -60,6 +60,7 @@ __all__ = [
     "WorkerStats",
     "WrongLoop",
     "current_worker",
+    "report",
 ]
 
 _ELSEWHERE = {
@@ -74,6 +75,7 @@ _ELSEWHERE = {
     "Shared": "sharing",
     "WorkerStats": "stats",
     "current_worker": "worker.current",
+    "report": "worker.current",
 }
 
 

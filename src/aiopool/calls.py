@@ -106,6 +106,7 @@ class Call:
         automatic: whether its chunk size was our choice, so that it must not exceed what a worker has left.
         finish: called once, with the outcome, from the event loop.
         phase: kept by the dispatcher.
+        progress: called with what the call reports, pickled, and its buffers; None if nobody wants to know.
         submitted: when the backend took it.
         cost: how many seconds it was expected to take when it was sent; kept by the dispatcher.
         tries: how many workers have died under it; kept by the dispatcher.
@@ -122,6 +123,7 @@ class Call:
         "pace",
         "payload",
         "phase",
+        "progress",
         "submitted",
         "tries",
         "verdict",
@@ -147,6 +149,7 @@ class Call:
         self.automatic = automatic
         self.limits = limits
         self.pace = pace if pace is not None and isinstance(payload, bytes) else Pace()  # what is large is never quick
+        self.progress: Callable[[bytes | memoryview, Sequence[memoryview]], None] | None = None
         self.submitted = 0.0
         self.cost = 0.0
         self.phase = CallPhase.NEW

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
-from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -64,6 +64,14 @@ def deliverable(error: BaseException, call: str) -> BaseException:
     return aborted
 
 
+_END: Any = object()
+
+
+async def _until_end(values: asyncio.Queue[Any]) -> AsyncIterator[Any]:
+    while (value := await values.get()) is not _END:
+        yield value
+
+
 class AsyncResult(asyncio.Future[T], Generic[T]):
     """The result of a call: an `asyncio.Future` with the verbs of `multiprocessing.pool.AsyncResult`.
 
@@ -72,7 +80,7 @@ class AsyncResult(asyncio.Future[T], Generic[T]):
     done, and cancelled, when that worker is gone. Until then `cancelled` is false, as it is with a task.
     """
 
-    __slots__ = ("_backend", "_calls", "_message", "_name", "_stopping")
+    __slots__ = ("_backend", "_calls", "_listeners", "_message", "_name", "_stopping")
 
     def __init__(self, backend: Backend, name: str) -> None:
         super().__init__(loop=backend.loop)
@@ -81,6 +89,7 @@ class AsyncResult(asyncio.Future[T], Generic[T]):
         self._calls: Sequence[Call] = ()
         self._message: Any = None
         self._stopping = False
+        self._listeners: tuple[Callable[[Any], object], ...] = ()
 
     async def get(self, timeout: float | None = None) -> T:
         """Wait for the value without owning the call.
@@ -123,6 +132,33 @@ class AsyncResult(asyncio.Future[T], Generic[T]):
             self._message = msg
             self._stop()
         return True
+
+    def on_progress(self, callback: Callable[[Any], object]) -> None:
+        """Have ``callback`` called in the loop with each value that the call reports from now on; see `aiopool.report`.
+
+        What it raises goes to the loop's exception handler.
+        """
+        check_callable("callback", callback)
+        self._listeners += (callback,)
+        for call in self._calls:
+            call.progress = self._progressed
+
+    def progress(self) -> AsyncIterator[Any]:
+        """Return an async iterator over what the call reports from now on; it ends with the call, however that ends."""
+        values: asyncio.Queue[Any] = asyncio.Queue()
+        self.on_progress(values.put_nowait)
+        self.add_done_callback(lambda _done: values.put_nowait(_END))
+        return _until_end(values)
+
+    def _progressed(self, payload: bytes | memoryview, buffers: Sequence[memoryview]) -> None:
+        loop = self._backend.loop
+        try:
+            value = pickle.loads(payload, buffers=buffers)
+        except Exception as error:  # noqa: BLE001 - of the user's pickling; the call itself goes on
+            loop.call_exception_handler({"message": f"what {self._name} reports does not unpickle", "exception": error})
+            return
+        for listener in self._listeners:
+            loop.call_soon(listener, value)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._name}: {self._state_in_words()}>"
@@ -248,13 +284,16 @@ class MapResult(AsyncResult[list[T]]):
         self._chunks = [[] for _ in chunks]
         if not chunks:
             self.set_result([])
-        return [
+        calls = [
             Call(
                 self._name, chunk.payload, partial(self._finish_chunk, number), limits, pace,
                 weight=chunk.weight, automatic=chunk.automatic,
             )
             for number, chunk in enumerate(chunks)
         ]  # fmt: skip
+        for call in calls:
+            call.progress = self._progressed
+        return calls
 
     def begin_when_read(
         self,

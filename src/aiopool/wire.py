@@ -18,6 +18,7 @@ READY  up        0       none: the initializer has run
 UNFIT  up        0       a failure: the initializer raised
 BEGUN  up        its id  none: this timed call begins
 HEAVY  up        0       none: the worker uses more memory than it should
+PROGRESS up      its id  what the call reports, pickled
 LOG    up        number  a log record; the number is how many before it have been dropped
 RESULT up        its id  the result's pickle
 FAILED up        its id  a failure, see `aiopool.failures`
@@ -74,8 +75,9 @@ class Kind(enum.IntEnum):
     BEGUN = 8
     HEAVY = 9
     LOG = 10
-    RESULT = 11
-    FAILED = 12
+    PROGRESS = 11
+    RESULT = 12
+    FAILED = 13
 
 
 class Form(enum.IntEnum):

@@ -230,10 +230,17 @@ class LocalBackend:
             self._perform(self._dispatcher.ready(worker, now))
         elif frame.kind == wire.Kind.UNFIT:
             self._perform(self._dispatcher.unfit(worker, _failure_of(frame), now))
+        elif frame.kind == wire.Kind.PROGRESS:
+            self._report(worker, frame)
         elif frame.kind == wire.Kind.LOG:
             self._log(worker, frame)
         else:
             self.garbled(worker)
+
+    def _report(self, worker: int, frame: wire.Frame) -> None:
+        for call in self._dispatcher.workers[worker].calls:
+            if call.id == frame.call and call.progress is not None and frame.payload is not None:
+                call.progress(frame.payload, frame.buffers)
 
     def _log(self, worker: int, frame: wire.Frame) -> None:
         try:

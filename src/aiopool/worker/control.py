@@ -38,6 +38,7 @@ class Control:
     def __init__(self, descriptor: int) -> None:
         self.current: int | None = None
         self.interrupted: int | None = None
+        self._held = False
         self._early: set[int] = set()  # ids that came when another call ran, or none
         self._descriptor = descriptor
         os.set_blocking(descriptor, False)
@@ -55,13 +56,24 @@ class Control:
         """No call runs."""
         self.current = None
 
+    def hold(self) -> None:
+        """The call does in the main thread what must not be left half done; an interruption waits for `resume`."""
+        self._held = True
+
+    def resume(self) -> None:
+        """Go on as ever; raise if the call was interrupted meanwhile."""
+        self._held = False
+        if self.current in self._early:
+            self._early.discard(self.current)
+            self._raise(self.current)
+
     def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
         try:
             ids = os.read(self._descriptor, MOST_IDS * ID.size)
         except OSError:  # nothing was written, or the job has closed it
             return
         calls = {call for (call,) in ID.iter_unpack(ids)}
-        if self.current is not None and self.current in calls:
+        if self.current is not None and self.current in calls and not self._held:
             self._raise(self.current)
         self._early |= calls
 

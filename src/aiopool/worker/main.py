@@ -125,10 +125,10 @@ def main(
     isolation.die_with(lines.lifeline.fileno())
     isolation.forked_children_are_ordinary(channel)
     sharing.drop_all()
-    current.begin(seat)
     control = Control(lines.control.fileno())
     with channel, contextlib.suppress(ConnectionError):  # the parent may be gone; its end is no news to report
         outlet = Outlet(channel)
+        current.begin(seat, outlet, control)
         if levels is not None:
             importlib.import_module("aiopool.worker.logs").forward(outlet, levels)
         if _introduce(outlet, initializer):
