@@ -638,5 +638,5 @@ async def test_a_call_without_shares_is_as_it_was() -> None:
     async with AioPool(1) as pool:
         packer = pool._engine.packer
         function = packer.find(len)
-        assert isinstance(packer.pack(function, "len", ([1],), {}), bytes)
-        assert isinstance(packer.pack(function, "len", (pool.share([1]),), {}), Sharing)
+        assert isinstance(packer.pack(function, "len", ([1],), {}, ()), bytes)
+        assert isinstance(packer.pack(function, "len", (pool.share([1]),), {}, ()), Sharing)

@@ -173,7 +173,7 @@ def test_pieces_are_received_straight_into_their_buffer() -> None:
     [
         (b"x", "no message has 1 bytes"),
         (bytes(100), "no message begins with byte 0"),
-        (b"\x0c" + bytes(100), "no message begins with byte 12"),
+        (bytes([len(Kind) + 1]) + bytes(100), f"no message begins with byte {len(Kind) + 1}"),
         (HEADER(Kind.RESULT, 0, 0, 1, 5) + b"1234", "30 bytes says that it has 31"),
         (HEADER(Kind.RESULT, 0, 0, 1, 5) + b"123456", "32 bytes says that it has 31"),
         (HEADER(Kind.RESULT, 3, 0, 1, 5) + bytes(8), "no message of 34 bytes has the form 3"),

@@ -71,23 +71,27 @@ def _notes(error: BaseException) -> list[str]:
 
 def format_traceback(error: BaseException, hidden: Iterable[str] = ()) -> str:
     """Return the traceback with its chain, without the leading frames that lie in ``hidden`` files."""
+    brief = f"{type_name(error)}: {text_of(error)}\n"
+    top = _first_shown(error, frozenset(hidden))
     try:
         import traceback  # noqa: PLC0415 - a worker needs it at its first failure only
-    except OSError:  # no descriptor left
-        return f"{type_name(error)}: {text_of(error)}\n"
-    hidden = frozenset(hidden)
+
+        try:
+            return "".join(traceback.format_exception(type(error), error, top))
+        except CallInterrupted:
+            raise
+        except BaseException:  # noqa: BLE001 - the chain, the notes, the fields of a SyntaxError: all may be odd
+            return f"Traceback (most recent call last):\n{''.join(traceback.format_tb(top))}{brief}"
+    except OSError:  # no descriptor left for this module's file, or for one that it imports
+        return brief
+
+
+def _first_shown(error: BaseException, hidden: frozenset[str]) -> types.TracebackType | None:
     whole: types.TracebackType | None = vars(BaseException)["__traceback__"].__get__(error)  # runs no user's code
     top = whole
     while top is not None and top.tb_frame.f_code.co_filename in hidden:
         top = top.tb_next
-    top = top or whole
-    try:
-        return "".join(traceback.format_exception(type(error), error, top))
-    except CallInterrupted:
-        raise
-    except BaseException:  # noqa: BLE001 - the chain, the notes, the fields of a SyntaxError: all may be odd
-        frames = "".join(traceback.format_tb(top))
-        return f"Traceback (most recent call last):\n{frames}{type_name(error)}: {text_of(error)}\n"
+    return top or whole
 
 
 def refusal(what: str, call: str | None, error: BaseException, hidden: Iterable[str] = ()) -> NotPicklable:
