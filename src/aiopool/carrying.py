@@ -56,8 +56,8 @@ _UNSET: Any = object()
 def _place_of(variable: ContextVar[Any]) -> tuple[str, str]:
     if not isinstance(variable, ContextVar):
         raise TypeError(f"context_vars must be context variables, not {variable!r}")
-    for module, names in [(name, vars(module)) for name, module in list(sys.modules.items()) if module is not None]:
-        for name, value in list(names.items()):
+    for module, content in list(sys.modules.items()):
+        for name, value in list(getattr(content, "__dict__", {}).items()):
             if value is variable:
                 return module, name
     raise ValueError(
