@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import Coroutine
 from typing import Any
 
 import pytest
@@ -18,9 +19,14 @@ pytestmark = pytest.mark.both_loops
 LONG = 1000.0
 
 
-async def collected(result: AsyncResult[Any]) -> list[Any]:
-    """Return all that is reported from now on."""
-    return [value async for value in result.progress()]
+def collected(result: AsyncResult[Any]) -> Coroutine[Any, Any, list[Any]]:
+    """Listen from this moment on; what is returned returns all that is reported."""
+    values = result.progress()
+
+    async def collect() -> list[Any]:
+        return [value async for value in values]
+
+    return collect()
 
 
 async def test_what_a_call_reports_arrives_in_its_order_and_before_the_result(start_method: str) -> None:
@@ -127,7 +133,7 @@ async def test_a_value_that_does_not_pickle_is_the_jobs_trouble() -> None:
     """It can deal with it; nothing arrives."""
     async with AioPool(1) as pool:
         result = pool.submit(report_a_lambda)
-        with pytest.raises(Exception, match="pickle"):
+        with pytest.raises(Exception, match="report_a_lambda"):
             await result
 
 
