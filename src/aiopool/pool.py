@@ -43,6 +43,10 @@ T = TypeVar("T")
 S = TypeVar("S")
 
 
+SERVING = {phase.value for phase in (WorkerPhase.IDLE, WorkerPhase.BUSY, WorkerPhase.RETIRING)}
+"""Where a worker stands that is ready, and not on its way out."""
+
+
 class AioPool(Lifecycle, Caller):
     """A pool of worker processes for coroutines: `multiprocessing.pool.Pool`, awaitable.
 
@@ -147,9 +151,8 @@ class AioPool(Lifecycle, Caller):
     @property
     def healthy(self) -> bool:
         """Whether calls are taken, and somebody is ready to run them: what a probe asks for."""
-        return self._backend.phase is PoolPhase.RUNNING and any(
-            worker.age is not None and worker.phase != WorkerPhase.KILLED.value for worker in self.stats().workers
-        )
+        stats = self.stats()
+        return stats.phase == PoolPhase.RUNNING.value and any(worker.phase in SERVING for worker in stats.workers)
 
     def share(self, value: T) -> Shared[T]:
         """Return a handle that stands for an object in the arguments of many calls, so that it crosses only once.

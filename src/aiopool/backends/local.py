@@ -211,12 +211,13 @@ class LocalBackend:
             if frame.kind in ANSWERS:
                 replies.append(_reply_in(frame))
                 continue
-            if replies:
-                self._perform(self._dispatcher.replied(worker, replies, now))
-                replies = []
-            if worker not in self._processes:
-                return  # what came before has ended it
-            self._told(worker, frame, now)
+            self._replied(worker, replies, now)
+            replies = []
+            if worker in self._processes:  # else what came before has ended it
+                self._told(worker, frame, now)
+        self._replied(worker, replies, now)
+
+    def _replied(self, worker: int, replies: list[tuple[int, Reply]], now: float) -> None:
         if replies and worker in self._processes:
             self._perform(self._dispatcher.replied(worker, replies, now))
 
@@ -238,9 +239,10 @@ class LocalBackend:
             self.garbled(worker)
 
     def _report(self, worker: int, frame: wire.Frame) -> None:
-        for call in self._dispatcher.workers[worker].calls:
-            if call.id == frame.call and call.progress is not None and frame.payload is not None:
-                call.progress(frame.payload, frame.buffers)
+        calls = self._dispatcher.workers[worker].calls
+        progress = next((call.progress for call in calls if call.id == frame.call), None)
+        if progress is not None and frame.payload is not None:
+            progress(frame.payload, frame.buffers)
 
     def _log(self, worker: int, frame: wire.Frame) -> None:
         try:

@@ -130,7 +130,9 @@ def main(
         outlet = Outlet(channel)
         current.begin(seat, outlet, control)
         if levels is not None:
-            importlib.import_module("aiopool.worker.logs").forward(outlet, levels)
+            from .logs import forward  # noqa: PLC0415 - a worker that leaves logging alone need not import it
+
+            forward(outlet, levels)
         if _introduce(outlet, initializer):
             _serve(channel, outlet, control, memory_limit)
     if ENDS_WITHOUT_ATEXIT:
