@@ -13,13 +13,16 @@ import select
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 import uvloop
 from hypothesis import settings
 
 import jobs
+from aiopool import AioPool
 from aiopool.arguments import find_context
+from aiopool.backends.local import LocalBackend
 from faultpoints import Taps
 from latch import Latch
 
@@ -216,6 +219,12 @@ def taps(monkeypatch: pytest.MonkeyPatch) -> Taps:
     made = Taps()
     monkeypatch.setattr("aiopool.backends.process.Channel", made.make)
     return made
+
+
+def pass_time(pool: AioPool, seconds: float) -> None:
+    """Have a pool's clock strike as if so much time had passed."""
+    backend = cast("LocalBackend", pool._backend)
+    backend._perform(backend._dispatcher.tick(backend.loop.time() + seconds))
 
 
 def is_gone(pid: int) -> bool:

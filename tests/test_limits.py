@@ -7,26 +7,18 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import cast
 
 import pytest
 
 import jobs
 from aiopool import AioPool, CallTimeout, ResultTimeout, WorkerDied, wire
-from aiopool.backends.local import LocalBackend
-from conftest import is_gone
+from conftest import is_gone, pass_time
 from latch import Latch
 
 pytestmark = pytest.mark.both_loops
 
 LONG = 1000.0
 """A grace or a limit, in seconds, that no test outlasts."""
-
-
-def pass_time(pool: AioPool, seconds: float) -> None:
-    """Have a pool's clock strike as if so much time had passed."""
-    backend = cast("LocalBackend", pool._backend)
-    backend._perform(backend._dispatcher.tick(backend.loop.time() + seconds))
 
 
 async def test_a_call_over_its_time_limit_is_stopped(start_method: str, latch: Latch) -> None:
