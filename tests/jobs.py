@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from typing import Any, NoReturn
 
@@ -240,6 +240,18 @@ def fail_at(item: int, bad: int = 3) -> int:
     if item == bad:
         raise ValueError(item)
     return item
+
+
+def variable(name: str) -> str | None:
+    return os.environ.get(name)
+
+
+def call_with(function: Callable[[Any], Any], value: Any) -> Any:
+    return function(value)
+
+
+def report_a_closure(number: int) -> None:
+    report(lambda other: number + other)
 
 
 def remember(*values: Any) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from aiopool import AsyncResult, NotPicklable, WorkerDied
 from aiopool.calls import Reply
+from aiopool.pickling import PLAIN
 from aiopool.results import open_outcome
 from test_failures import interrupt
 
@@ -25,7 +26,10 @@ def test_ctrl_c_while_a_result_is_unpickled_ends_the_call_and_goes_on() -> None:
     delivered: list[BaseException | None] = []
     with pytest.raises(KeyboardInterrupt):
         open_outcome(
-            Reply(failed=False, payload=pickle.dumps(Interrupts())), "f", lambda _value, error: delivered.append(error)
+            Reply(failed=False, payload=pickle.dumps(Interrupts())),
+            PLAIN,
+            "f",
+            lambda _value, error: delivered.append(error),
         )
     assert isinstance(delivered[0], NotPicklable)
     assert isinstance(delivered[0].__cause__, KeyboardInterrupt)

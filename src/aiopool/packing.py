@@ -13,6 +13,7 @@ from .arguments import name_of
 from .calls import Pace
 from .carrying import Carried, Carrier, call_with
 from .parcels import Payload, SharedParcel
+from .pickling import Pickling, is_name_of
 from .sharing import CallPayload, Home, Share, Sharing, share_in
 
 __all__ = ["Function", "Packer"]
@@ -42,10 +43,12 @@ class Packer:
     Args:
         home: of the shares that may be in what is pickled.
         carrier: reads the context variables whose values travel with each call.
+        pickling: turns what is packed into bytes.
     """
 
-    def __init__(self, home: Home, carrier: Carrier) -> None:
+    def __init__(self, home: Home, carrier: Carrier, pickling: Pickling) -> None:
         self._home = home
+        self._pickling = pickling
         self._carrier = carrier
         self._known: dict[object, Function] = {}
         self._paces: dict[object, Pace] = {}
@@ -61,7 +64,7 @@ class Packer:
         except Exception as error:
             raise failures.refusal("function", name, error) from error
         function = Function(func, name, wire.function_part(pickled), self.pace_of(func), shares)
-        if by_name:
+        if by_name and is_name_of(func, pickled):
             self._forget(self._known)
             self._known[func] = function
         return function
@@ -124,7 +127,7 @@ class Packer:
                 raise ValueError("a shared object of another pool is among them; share it with this one, too")
             shares.append(share)
 
-        pickled, buffers = parcels.dumps(value, least, notice)
+        pickled, buffers = self._pickling.dumps(value, least, notice)
         return pickled, buffers, tuple(shares)
 
 

@@ -124,7 +124,10 @@ Payload = bytes | Parcel
 
 
 def dumps(
-    value: object, least: float = LARGE, notice: Callable[[memoryview], None] | None = None
+    value: object,
+    least: float = LARGE,
+    notice: Callable[[memoryview], None] | None = None,
+    pickled: Callable[..., bytes] = pickle.dumps,
 ) -> tuple[bytes, list[memoryview]]:
     """Return a pickle, and the buffers that it leaves outside; those are not copied yet.
 
@@ -132,6 +135,7 @@ def dumps(
         value: what to pickle.
         least: bytes from which on a buffer stays outside.
         notice: called with each buffer, also those that stay inside.
+        pickled: `pickle.dumps`, or what takes its place.
     """
     buffers: list[memoryview] = []
 
@@ -144,7 +148,7 @@ def dumps(
         buffers.append(raw)
         return False
 
-    return pickle.dumps(value, protocol=5, buffer_callback=inside), buffers
+    return pickled(value, protocol=5, buffer_callback=inside), buffers
 
 
 def wrap(

@@ -31,9 +31,11 @@ from .cpus import usable_cpus
 from .lifecycle import Lifecycle
 from .packing import Packer
 from .phases import PoolPhase, WorkerPhase
+from .pickling import PLAIN, ForeignPickling, Pickler, check_pickler
 from .recycling import RecyclePolicy
 from .sharing import Shared
 from .stats import PoolStats
+from .worker.environment import thread_variables
 from .worker.main import Initializer
 
 __all__ = ["AioPool"]
@@ -85,6 +87,11 @@ class AioPool(Lifecycle, Caller):
             runs. Each is a global of a module that workers can import; one that has no value does not travel.
         forward_logs: whether log records of workers are for this process's handlers, and its levels, as they are when a
             worker starts, decide which are made at all. False leaves logging in workers alone.
+        pickler: a module, or an object, whose ``dumps`` and ``loads`` take the place of those of `pickle` for
+            functions, arguments, results and the initializer; cloudpickle, for instance. Exceptions travel as ever.
+        thread_limit: how many threads each of the numerical libraries (OpenMP, OpenBLAS, MKL, BLIS, Accelerate, Numba,
+            NumExpr) may use in a worker. None divides the CPUs among the workers, but for what the environment says
+            already. What a fork brings along, and what the fork server has imported, keeps the limit that it has.
 
     Raises:
         ValueError: a number is out of its range, or the start method unknown.
@@ -110,11 +117,17 @@ class AioPool(Lifecycle, Caller):
         preload: Sequence[str] = (),
         context_vars: Iterable[ContextVar[Any]] = (),
         forward_logs: bool = True,
+        pickler: Pickler | None = None,
+        thread_limit: int | None = None,
     ) -> None:
-        seats = usable_cpus() if processes is None else at_least_one("processes", processes)
+        cpus = usable_cpus()
+        seats = cpus if processes is None else at_least_one("processes", processes)
         if initializer is not None:
             check_callable("initializer", initializer)
         modules = module_names("preload", preload)
+        if pickler is not None:
+            check_pickler(pickler)
+        pickling = PLAIN if pickler is None else ForeignPickling(pickler)
         carrier = Carrier(iterate("context_vars", context_vars))
         start_method = find_context(context)
         limits = Limits(optional(seconds, "timeout", timeout), at_least(0, "retries", retries))
@@ -127,9 +140,11 @@ class AioPool(Lifecycle, Caller):
             seats,
             Setup(
                 start_method,
-                Initializer(initializer, tuple(iterate("initargs", initargs)), modules),
+                Initializer(initializer, tuple(iterate("initargs", initargs)), modules, pickling),
                 optional(at_least_one, "max_memory_per_child", max_memory_per_child),
                 log_records.levels if forward_logs else lambda: None,
+                pickling,
+                thread_variables(optional(at_least_one, "thread_limit", thread_limit), max(1, cpus // seats)),
             ),
             policy,
             grace=seconds("cancel_grace", cancel_grace, zero=True),
@@ -137,7 +152,9 @@ class AioPool(Lifecycle, Caller):
         )
         Lifecycle.__init__(self, backend, partial(start_methods.prepare, start_method, modules))
         admission = Admission(backend, optional(at_least_one, "max_pending", max_pending))
-        Caller.__init__(self, Engine(backend, Packer(backend, carrier), admission, policy, self._guard), limits)
+        Caller.__init__(
+            self, Engine(backend, Packer(backend, carrier, pickling), admission, policy, self._guard), limits
+        )
 
     @property
     def processes(self) -> int:
@@ -168,6 +185,11 @@ class AioPool(Lifecycle, Caller):
         Raises:
             NotPicklable: it cannot be pickled.
             PoolNotRunning: the pool is not started, or closed.
+            TypeError: the pool's ``pickler`` cannot leave buffers outside, which is how handles are found.
         """
         self._guard.check_usable()
+        if not self._backend.pickling.tells_buffers:
+            raise TypeError(
+                "this pool's pickler has no dumps with buffer_callback, as pickle has it: nothing can be shared"
+            )
         return Shared(self._backend.share(self._engine.packer.pack_value(value)))

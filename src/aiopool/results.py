@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import pickle
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from itertools import chain
@@ -14,6 +13,7 @@ from .arguments import check_callable
 from .backends.base import Backend
 from .calls import CANCELLED, Call, Limits, Outcome, Pace, Reply
 from .exceptions import AioPoolError, CallAborted, NotPicklable, PoolTerminated, ResultTimeout
+from .pickling import Pickling
 from .sharing import CallPayload
 
 __all__ = ["AsyncResult", "MapResult", "PackedChunk", "deliverable", "open_outcome"]
@@ -34,7 +34,7 @@ HARMFUL = (
 """Exceptions that mean something else to whoever awaits a result than "the call failed"."""
 
 
-def open_outcome(outcome: Reply | BaseException, call: str, deliver: Deliver) -> None:
+def open_outcome(outcome: Reply | BaseException, pickling: Pickling, call: str, deliver: Deliver) -> None:
     """Unpickle what a worker answered and hand on the value or the exception."""
     if not isinstance(outcome, Reply):
         deliver(None, outcome)
@@ -43,7 +43,7 @@ def open_outcome(outcome: Reply | BaseException, call: str, deliver: Deliver) ->
         if outcome.failed:
             value, error = None, deliverable(failures.decode(outcome.payload, call), call)
         else:
-            value, error = pickle.loads(outcome.payload, buffers=outcome.buffers), None
+            value, error = pickling.loads(outcome.payload, buffers=outcome.buffers), None
     except BaseException as refused:
         text = failures.format_traceback(refused)
         error = NotPicklable("result", call, failures.type_name(refused), failures.text_of(refused), text)
@@ -153,7 +153,7 @@ class AsyncResult(asyncio.Future[T], Generic[T]):
     def _progressed(self, payload: bytes | memoryview, buffers: Sequence[memoryview]) -> None:
         loop = self._backend.loop
         try:
-            value = pickle.loads(payload, buffers=buffers)
+            value = self._backend.pickling.loads(payload, buffers=buffers)
         except Exception as error:  # noqa: BLE001 - of the user's pickling; the call itself goes on
             loop.call_exception_handler({"message": f"what {self._name} reports does not unpickle", "exception": error})
             return
@@ -213,7 +213,7 @@ class AsyncResult(asyncio.Future[T], Generic[T]):
         if outcome is CANCELLED or self._stopping:  # also if its time was up first: `cancel` has said True
             self._settle_cancelled()
         else:
-            open_outcome(outcome, self._name, self._settle)
+            open_outcome(outcome, self._backend.pickling, self._name, self._settle)
 
     def _settle(self, value: Any, error: BaseException | None) -> None:
         if self.done():
@@ -341,7 +341,7 @@ class MapResult(AsyncResult[list[T]]):
 
     def _finish_chunk(self, number: int, outcome: Outcome) -> None:
         if outcome is not CANCELLED and not self._stopping and not self.done():
-            open_outcome(outcome, self._name, partial(self._take, number))
+            open_outcome(outcome, self._backend.pickling, self._name, partial(self._take, number))
         self._end_chunks(1)
 
     def _end_chunks(self, count: int) -> None:

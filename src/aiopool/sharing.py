@@ -21,6 +21,7 @@ from typing import Any, Generic, NamedTuple, NoReturn, Protocol, SupportsIndex, 
 from . import failures
 from .exceptions import AioPoolError
 from .parcels import Payload
+from .pickling import PLAIN, Pickling
 
 __all__ = ["CallPayload", "Home", "Share", "Shared", "Sharing", "drop", "drop_all", "keep", "revive", "share_in"]
 
@@ -125,17 +126,19 @@ class Shared(Generic[T]):
 
 # In a worker.
 
-_pickled: dict[int, tuple[bytes | memoryview | None, Sequence[memoryview]]] = {}
-"""What has come and was not asked for, by id: pickle and buffers, as in a `wire.Frame`."""
+_pickled: dict[int, tuple[bytes | memoryview | None, Sequence[memoryview], Pickling]] = {}
+"""What has come and was not asked for, by id: pickle and buffers, as in a `wire.Frame`; and whose pickle it is."""
 
 _objects: dict[int, object] = {}
 """What has been asked for, by id."""
 
 
-def keep(share: int, payload: bytes | memoryview | None, buffers: Sequence[memoryview]) -> None:
+def keep(
+    share: int, payload: bytes | memoryview | None, buffers: Sequence[memoryview], pickling: Pickling = PLAIN
+) -> None:
     """Take what a call that follows shares with others."""
     if share not in _objects and _pickled.get(share, (None,))[0] is None:
-        _pickled[share] = payload, buffers
+        _pickled[share] = payload, buffers, pickling
 
 
 def drop(share: int) -> None:
@@ -158,11 +161,11 @@ def revive(share: int, _mark: object) -> object:
     return _objects[share]
 
 
-def _unpickled(payload: bytes | memoryview | None, buffers: Sequence[memoryview]) -> object:
+def _unpickled(payload: bytes | memoryview | None, buffers: Sequence[memoryview], pickling: Pickling) -> object:
     if payload is None:
         raise AioPoolError("a shared object could not be received: the worker has no descriptor left for its memory")
     try:
-        return pickle.loads(payload, buffers=buffers)
+        return pickling.loads(payload, buffers=buffers)
     except AioPoolError:  # of a share in it
         raise
     except BaseException as error:

@@ -206,7 +206,7 @@ class Window:
         self.running -= 1
         chunk.call = None
         if outcome is not CANCELLED:  # which only `close` makes it
-            open_outcome(outcome, self.name, chunk.take)
+            open_outcome(outcome, self.backend.pickling, self.name, chunk.take)
         self._wake()
 
     def turn(self) -> Chunk | None:

@@ -9,6 +9,7 @@ from typing import Protocol
 from ..calls import Call
 from ..exceptions import AioPoolError
 from ..phases import PoolPhase
+from ..pickling import Pickling
 from ..sharing import CallPayload, Share
 from ..stats import PoolStats
 
@@ -28,6 +29,9 @@ class Backend(Protocol):
 
     loop: asyncio.AbstractEventLoop
     """The loop that `start` ran in; not to be read before."""
+
+    pickling: Pickling
+    """How what it is given is pickled, and what it answers."""
 
     @property
     def phase(self) -> PoolPhase:

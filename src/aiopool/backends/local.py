@@ -49,6 +49,7 @@ class LocalBackend:
         start_timeout: float,
     ) -> None:
         self._seats = seats
+        self.pickling = setup.pickling
         self._setup = setup
         self._dispatcher = Dispatcher(seats, policy, grace=grace, start_timeout=start_timeout, depth=DEPTH)
         self._processes: dict[int, WorkerProcess] = {}

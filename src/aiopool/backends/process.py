@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
@@ -21,9 +21,11 @@ from typing import NamedTuple, Protocol
 
 from .. import wire
 from ..exceptions import AioPoolError, InitializerError
+from ..pickling import Pickling
 from ..worker import isolation
 from ..worker import main as worker_main
 from ..worker.control import ID, INTERRUPT
+from ..worker.environment import NameWithVariables
 from ..worker.logs import Levels
 from .base import in_loop
 from .channel import Channel
@@ -96,12 +98,16 @@ class Setup(NamedTuple):
         initializer: run in the worker first.
         memory_limit: bytes, see `aiopool.worker.main.main`.
         levels: returns those of the log records that workers are to send, see `aiopool.worker.main.main`.
+        pickling: how calls and their outcomes are pickled.
+        variables: of the environment, as workers are to have them.
     """
 
     context: BaseContext
     initializer: worker_main.Initializer
     memory_limit: int | None
     levels: Callable[[], Levels | None]
+    pickling: Pickling
+    variables: Mapping[str, str]
 
 
 class WorkerProcess:
@@ -150,8 +156,16 @@ class WorkerProcess:
         lines = worker_main.Lines(self._workers_end, self._workers_lifeline, self._workers_control)
         self._process = setup.context.Process(  # type: ignore[attr-defined]  # every concrete context has one
             target=worker_main.main,
-            args=(lines, setup.initializer, seat, setup.memory_limit, setup.levels(), self._inheritance()),
-            name=f"AioPoolWorker-{number}",
+            args=(
+                lines,
+                setup.initializer,
+                seat,
+                setup.memory_limit,
+                setup.levels(),
+                setup.pickling,
+                self._inheritance(setup),
+            ),
+            name=NameWithVariables(f"AioPoolWorker-{number}", setup.variables),
         )
 
     def launch(self) -> None:
@@ -275,11 +289,13 @@ class WorkerProcess:
         self._channel = Channel(self._loop, self._own_end, self._received, self._garbled)
         self._loop.add_reader(self._death(), self._died)
 
-    def _inheritance(self) -> worker_main.Inheritance | None:
+    def _inheritance(self, setup: Setup) -> worker_main.Inheritance | None:
         if self._start_method != "fork":
             return None
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-        return worker_main.Inheritance(tuple(_descriptors_of(self._loop)), frozenset(map(int, blocked)))
+        return worker_main.Inheritance(
+            tuple(_descriptors_of(self._loop)), frozenset(map(int, blocked)), setup.variables
+        )
 
     # What it does.
 

@@ -7,7 +7,8 @@ import threading
 from typing import NamedTuple
 
 from .. import wire
-from ..parcels import dumps, wrap
+from ..parcels import wrap
+from ..pickling import Pickling
 from .control import Control
 from .outlet import Outlet
 
@@ -35,16 +36,17 @@ class _Station(NamedTuple):
     seat: int
     outlet: Outlet
     control: Control
+    pickling: Pickling
 
 
 _station: _Station | None = None
 _calls = 0
 
 
-def begin(seat: int, outlet: Outlet, control: Control) -> None:
+def begin(seat: int, outlet: Outlet, control: Control, pickling: Pickling) -> None:
     """From now on this process is a worker."""
     global _station, _calls
-    _station, _calls = _Station(os.getpid(), seat, outlet, control), 0
+    _station, _calls = _Station(os.getpid(), seat, outlet, control, pickling), 0
 
 
 def count_call() -> None:
@@ -74,7 +76,7 @@ def report(value: object) -> None:
     station = _present()
     if station is None or (call := station.control.current) is None:
         return
-    packets = wire.encode(wire.Kind.PROGRESS, call, wrap(*dumps(value), wire.LARGEST))
+    packets = wire.encode(wire.Kind.PROGRESS, call, wrap(*station.pickling.dumps(value), wire.LARGEST))
     if len(packets) == 1 or threading.current_thread() is not threading.main_thread():
         station.outlet.send(packets)
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import sys
 import types
 from collections.abc import Callable, Iterable, Sequence
@@ -11,7 +10,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from .. import carrying, failures, wire
 from ..exceptions import AioPoolError, CallInterrupted
-from ..parcels import Payload, dumps, wrap
+from ..parcels import Payload, wrap
+from ..pickling import Pickling, is_name_of
 from .control import Control
 
 __all__ = ["each_of_chunk", "map_chunk", "run", "starmap_chunk"]
@@ -45,11 +45,11 @@ class Answer(NamedTuple):
     nanoseconds: int
 
 
-def run(frame: wire.Frame, control: Control) -> Answer:
+def run(frame: wire.Frame, control: Control, pickling: Pickling) -> Answer:
     """Do what a CALL asks for; return what to answer. Raises nothing."""
     begun = perf_counter_ns()
     try:
-        kind, payload = wire.Kind.RESULT, _result(frame, control)
+        kind, payload = wire.Kind.RESULT, _result(frame, control, pickling)
     except BaseException as error:  # noqa: BLE001 - whatever a job raises is its outcome, and no end of the worker
         # Where it was interrupted nobody wants to know: the parent has decided on the outcome.
         failure = INTERRUPTED if control.interrupted == frame.call else failures.encode(error, HIDDEN)
@@ -57,58 +57,58 @@ def run(frame: wire.Frame, control: Control) -> Answer:
     return Answer(kind, payload, perf_counter_ns() - begun)
 
 
-def _result(frame: wire.Frame, control: Control) -> Payload:
+def _result(frame: wire.Frame, control: Control, pickling: Pickling) -> Payload:
     if frame.payload is None:
         raise AioPoolError("the arguments could not be received: the worker has no descriptor left for their memory")
     try:
         control.begin(frame.call)
-        function, args, kwds = _unpickled(frame.payload, frame.buffers)
-        return _dumps(_checked(function(*args, **kwds)))
+        function, args, kwds = _unpickled(frame.payload, frame.buffers, pickling)
+        return _dumps(_checked(function(*args, **kwds)), pickling)
     finally:
         control.end()
 
 
 def _unpickled(
-    payload: bytes | memoryview, buffers: Sequence[memoryview]
+    payload: bytes | memoryview, buffers: Sequence[memoryview], pickling: Pickling
 ) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
     """Return function and arguments; of a large payload is kept only what they use, so that the call has the rest."""
     pickled_function, pickled_arguments = wire.unpack_call(payload)
     with pickled_function, pickled_arguments:
-        function = _function(pickled_function)
-        args, kwds = _loads("arguments", pickled_arguments, buffers)
+        function = _function(pickled_function, pickling)
+        args, kwds = _loads("arguments", pickled_arguments, pickling, buffers)
     if isinstance(payload, memoryview):
         payload.release()
     return function, args, kwds
 
 
-def _function(pickled: memoryview) -> Callable[..., Any]:
+def _function(pickled: memoryview, pickling: Pickling) -> Callable[..., Any]:
     """Unpickle a function. One that travels as its name and is still what has that name, need not be looked for."""
     key = bytes(pickled)
     if known := _known.get(key):
         present: object = getattr(sys.modules.get(known.__module__), known.__name__, None)
         if present is known:
             return known
-    function: Callable[..., Any] = _loads("function", pickled)
+    function: Callable[..., Any] = _loads("function", pickled, pickling)
     named = isinstance(function, (types.FunctionType, types.BuiltinFunctionType))
-    if named and pickle.dumps(function, protocol=5) == key:  # else it only has that name for a while
+    if named and is_name_of(function, key):  # else it only has that name for a while
         if len(_known) >= MOST_KNOWN:
             _known.clear()
         _known[key] = function
     return function
 
 
-def _loads(what: str, pickled: memoryview, buffers: Sequence[memoryview] = ()) -> Any:
+def _loads(what: str, pickled: memoryview, pickling: Pickling, buffers: Sequence[memoryview] = ()) -> Any:
     try:
-        return pickle.loads(pickled, buffers=buffers)
+        return pickling.loads(pickled, buffers=buffers)
     except AioPoolError:  # of a shared object in it
         raise
     except BaseException as error:
         raise failures.refusal(what, None, error, HIDDEN) from error
 
 
-def _dumps(value: object) -> Payload:
+def _dumps(value: object, pickling: Pickling) -> Payload:
     try:
-        return wrap(*dumps(value), wire.LARGEST)
+        return wrap(*pickling.dumps(value), wire.LARGEST)
     except BaseException as error:
         raise failures.refusal("result", None, error, HIDDEN) from error
 

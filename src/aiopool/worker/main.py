@@ -8,13 +8,13 @@ from __future__ import annotations
 import atexit
 import contextlib
 import importlib
+import math
 import os
-import pickle
 import select
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .. import failures, sharing, wire
 from ..exceptions import NotPicklable, what_to_do
 from ..parcels import wrap
+from ..pickling import PLAIN, Pickling
 from . import current, isolation, job
 from .control import Control
 from .memory import resident_bytes
@@ -43,15 +44,27 @@ class Initializer:
     the worker it is unpickled only when it runs: a failure there is then an initializer's failure, with its cause.
     """
 
-    def __init__(self, function: Callable[..., object] | None, args: tuple[Any, ...], preload: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        function: Callable[..., object] | None,
+        args: tuple[Any, ...],
+        preload: tuple[str, ...],
+        pickling: Pickling = PLAIN,
+    ) -> None:
         self.content = (function, args, preload)
+        self._pickling = pickling
 
-    def __reduce__(self) -> tuple[Callable[[bytes], PickledInitializer], tuple[bytes]]:
+    def __reduce__(self) -> tuple[Callable[[bytes, Pickling], PickledInitializer], tuple[bytes, Pickling]]:
         try:
-            return PickledInitializer, (bytes(ForkingPickler.dumps(self.content)),)
+            return PickledInitializer, (self._pickled(), self._pickling)
         except Exception as error:
             name, text = failures.type_name(error), failures.text_of(error)
             raise NotPicklable("initializer", None, name, text) from error
+
+    def _pickled(self) -> bytes:
+        if self._pickling is PLAIN:
+            return bytes(ForkingPickler.dumps(self.content))  # which can do more than pickle while a process is started
+        return self._pickling.dumps(self.content, math.inf)[0]
 
     def run(self) -> None:
         """Import, then call."""
@@ -65,13 +78,14 @@ class Initializer:
 class PickledInitializer:
     """An `Initializer` as it arrives in a worker."""
 
-    def __init__(self, pickled: bytes) -> None:
+    def __init__(self, pickled: bytes, pickling: Pickling) -> None:
         self.pickled = pickled
+        self._pickling = pickling
 
     def run(self) -> None:
         """Unpickle it and run it."""
         try:
-            content = pickle.loads(self.pickled)
+            content = self._pickling.loads(self.pickled)
         except AttributeError as error:
             if hint := what_to_do(str(error)):
                 error.add_note(hint)
@@ -80,12 +94,14 @@ class PickledInitializer:
 
 
 class Inheritance(NamedTuple):
-    """What a fork of the parent brings along and a worker must not keep."""
+    """What makes the difference between a fork of the parent and a worker."""
 
     descriptors: tuple[int, ...]
     """The event loop's own."""
     blocked: frozenset[int]
     """The signals that the parent had blocked before it blocked all of them for the fork."""
+    variables: Mapping[str, str]
+    """Of the environment, as this process is to have them; others have got them with their name."""
 
 
 class Lines(NamedTuple):
@@ -105,6 +121,7 @@ def main(
     seat: int,
     memory_limit: int | None,
     levels: Levels | None,
+    pickling: Pickling,
     inheritance: Inheritance | None,
 ) -> None:
     """Be a worker until told to leave. The target of the process.
@@ -115,6 +132,7 @@ def main(
         seat: the number of this worker's place in the pool.
         memory_limit: bytes of resident memory after which the worker says that it should be replaced, or None.
         levels: of the log records that are to be sent to the parent; None to leave logging alone.
+        pickling: how calls and their outcomes are pickled.
         inheritance: what to be rid of when this process was forked from the parent, else None.
     """
     channel = isolation.above_stdio(lines.channel)
@@ -128,13 +146,13 @@ def main(
     control = Control(lines.control.fileno())
     with channel, contextlib.suppress(ConnectionError):  # the parent may be gone; its end is no news to report
         outlet = Outlet(channel)
-        current.begin(seat, outlet, control)
+        current.begin(seat, outlet, control, pickling)
         if levels is not None:
             from .logs import forward  # noqa: PLC0415 - a worker that leaves logging alone need not import it
 
             forward(outlet, levels)
         if _introduce(outlet, initializer):
-            _serve(channel, outlet, control, memory_limit)
+            _serve(channel, outlet, control, pickling, memory_limit)
     if ENDS_WITHOUT_ATEXIT:
         atexit._run_exitfuncs()  # noqa: SLF001 - as multiprocessing itself does from 3.13 on
 
@@ -145,6 +163,7 @@ def _renounce(inheritance: Inheritance) -> None:
     for descriptor in inheritance.descriptors:
         with contextlib.suppress(OSError):
             os.close(descriptor)
+    os.environ.update(inheritance.variables)
     signal.pthread_sigmask(signal.SIG_SETMASK, inheritance.blocked)
 
 
@@ -159,15 +178,17 @@ def _introduce(outlet: Outlet, initializer: Initializer | PickledInitializer) ->
     return True
 
 
-def _serve(channel: socket.socket, outlet: Outlet, control: Control, memory_limit: int | None) -> None:
+def _serve(
+    channel: socket.socket, outlet: Outlet, control: Control, pickling: Pickling, memory_limit: int | None
+) -> None:
     decoder, arrival = wire.Decoder(), Arrival(channel)
     while (frame := _receive(channel, decoder, arrival)).kind != wire.Kind.LEAVE:
         if frame.kind == wire.Kind.SHARE:
-            sharing.keep(frame.call, frame.payload, frame.buffers)
+            sharing.keep(frame.call, frame.payload, frame.buffers, pickling)
         elif frame.kind == wire.Kind.DROP:
             sharing.drop(frame.call)
         else:
-            _answer(outlet, frame, control)
+            _answer(outlet, frame, control, pickling)
             current.count_call()
             if memory_limit is not None and resident_bytes() > memory_limit:
                 outlet.send(wire.encode(wire.Kind.HEAVY))
@@ -213,10 +234,10 @@ def _receive(channel: socket.socket, decoder: wire.Decoder, arrival: Arrival) ->
                 return frame
 
 
-def _answer(outlet: Outlet, frame: wire.Frame, control: Control) -> None:
+def _answer(outlet: Outlet, frame: wire.Frame, control: Control, pickling: Pickling) -> None:
     if frame.kind == wire.Kind.TIMED:
         outlet.send(wire.encode(wire.Kind.BEGUN, frame.call))
-    answer = job.run(frame, control)
+    answer = job.run(frame, control, pickling)
     _flush()
     outlet.send(wire.encode(answer.kind, frame.call, answer.payload, answer.nanoseconds))
 

@@ -1,0 +1,52 @@
+"""How many threads the numerical libraries of a worker may start: by the environment variables that they read.
+
+They read them when they are imported, and the main module, which multiprocessing imports before anything of the pool's
+runs, may import them first. What comes even before that is the process's name. So the name carries the variables.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Self
+
+__all__ = ["NameWithVariables", "thread_variables"]
+
+READ_BY_LIBRARIES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMBA_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
+
+
+def thread_variables(limit: int | None, share: int) -> dict[str, str]:
+    """Return the variables for a limit that was asked for, or else as they are here, or else for a fair share."""
+    if limit is not None:
+        return dict.fromkeys(READ_BY_LIBRARIES, str(limit))
+    return {name: os.environ.get(name, str(share)) for name in READ_BY_LIBRARIES}
+
+
+class NameWithVariables(str):
+    """A process's name. Where it is unpickled, the environment has these variables from then on."""
+
+    __slots__ = ("_variables",)
+
+    _variables: Mapping[str, str]
+
+    def __new__(cls, name: str, variables: Mapping[str, str]) -> Self:
+        """Make a name of this text."""
+        made = super().__new__(cls, name)
+        made._variables = variables
+        return made
+
+    def __reduce__(self) -> tuple[Callable[[str, Mapping[str, str]], str], tuple[str, Mapping[str, str]]]:
+        return _unpickled, (str(self), self._variables)
+
+
+def _unpickled(name: str, variables: Mapping[str, str]) -> str:
+    os.environ.update(variables)
+    return name

@@ -1,0 +1,90 @@
+"""How many threads numerical libraries may start in a worker, as they are told by the environment."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import jobs
+from aiopool import AioPool
+from aiopool.worker.environment import READ_BY_LIBRARIES
+
+
+@pytest.fixture(autouse=True)
+def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody has set any of the variables here."""
+    for name in READ_BY_LIBRARIES:
+        monkeypatch.delenv(name, raising=False)
+
+
+async def limits(pool: AioPool) -> set[str | None]:
+    """Return what the variables are in a worker."""
+    return set(await pool.map(jobs.variable, READ_BY_LIBRARIES))
+
+
+async def test_the_cpus_are_divided_among_the_workers(start_method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At least one each."""
+    monkeypatch.setattr("aiopool.pool.usable_cpus", lambda: 7)
+    async with AioPool(2, context=start_method) as pool:
+        assert await limits(pool) == {"3"}
+    async with AioPool(8, context=start_method) as pool:
+        assert await limits(pool) == {"1"}
+    async with AioPool(context=start_method) as pool:
+        assert pool.processes == 7
+        assert await limits(pool) == {"1"}
+
+
+async def test_what_was_asked_for_counts_more_than_what_is_set(
+    start_method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what is set counts more than the fair share, also for a fork server that began before it was set."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    monkeypatch.setattr("aiopool.pool.usable_cpus", lambda: 7)
+    async with AioPool(1, context=start_method) as pool:
+        assert await pool.apply(jobs.variable, ("MKL_NUM_THREADS",)) == "7"
+        assert await pool.apply(jobs.variable, ("OMP_NUM_THREADS",)) == "5"
+    async with AioPool(1, context=start_method, thread_limit=3) as pool:
+        assert await limits(pool) == {"3"}
+
+
+async def test_a_replacement_has_the_same(start_method: str) -> None:
+    """Whoever comes later is told, too."""
+    async with AioPool(1, context=start_method, thread_limit=3, maxtasksperchild=1) as pool:
+        assert [await pool.apply(jobs.variable, ("OMP_NUM_THREADS",)) for _ in range(3)] == ["3"] * 3
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_the_main_module_is_imported_with_it(tmp_path: Path, method: str) -> None:
+    """For what it imports in its first lines may read the variables."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        textwrap.dedent(f"""
+        import asyncio, os
+        from aiopool import AioPool
+
+        seen = os.environ.get("OPENBLAS_NUM_THREADS")
+
+        def look():
+            return seen
+
+        async def main():
+            async with AioPool(1, context={method!r}, thread_limit=3) as pool:
+                print(seen, await pool.apply(look))
+
+        if __name__ == "__main__":
+            asyncio.run(main())
+        """)
+    )
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, check=True, timeout=50)
+    assert done.stdout.split() == ["None", "3"]
+
+
+@pytest.mark.parametrize(("odd", "error"), [(0, ValueError), (1.5, TypeError)])
+def test_a_bad_limit_is_refused(odd: int, error: type[Exception]) -> None:
+    """With its value."""
+    with pytest.raises(error, match=f"thread_limit .*{odd}"):
+        AioPool(1, thread_limit=odd)
