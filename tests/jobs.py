@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from typing import Any, NoReturn
 
@@ -35,6 +35,20 @@ tenant: ContextVar[Any] = ContextVar("tenant")
 
 def who_asks(_item: object = None) -> tuple[str, Any]:
     return request.get(), tenant.get("nobody")
+
+
+class InAs:
+    """Has the call ask under a name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @contextlib.contextmanager
+    def around(self) -> Iterator[None]:
+        """Set the variable."""
+        token = request.set(self.name)
+        yield
+        request.reset(token)
 
 
 def ask_as(name: str) -> tuple[str, Any]:
@@ -240,6 +254,25 @@ def fail_at(item: int, bad: int = 3) -> int:
     if item == bad:
         raise ValueError(item)
     return item
+
+
+def present_span() -> tuple[str, str]:
+    """Return the ids of the trace and of the span that new spans would belong to."""
+    from opentelemetry import trace
+
+    found = trace.get_current_span().get_span_context()
+    return f"{found.trace_id:x}", f"{found.span_id:x}"
+
+
+def make_span(_item: object = None) -> tuple[str, str, str]:
+    """Make a span as the worker's own code would; return its trace, its parent and its own id."""
+    from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+
+    tracer = TracerProvider(shutdown_on_exit=False).get_tracer("job")
+    with tracer.start_as_current_span("inner") as span:
+        assert isinstance(span, ReadableSpan)
+        assert span.parent is not None
+        return f"{span.parent.trace_id:x}", f"{span.parent.span_id:x}", present_span()[1]
 
 
 def variable(name: str) -> str | None:

@@ -63,7 +63,7 @@ async def test_an_unpicklable_result_is_a_clear_error(pool: AioPool) -> None:
     with pytest.raises(NotPicklable, match=r"the result of unpicklable_result could not be .*lock") as caught:
         await pool.apply(jobs.unpicklable_result)
     assert caught.value.what == "result"
-    assert "pickle.dumps" in caught.value.original_traceback
+    assert "in dumps" in caught.value.original_traceback
 
 
 async def test_an_unpicklable_exception_keeps_type_text_and_traceback(pool: AioPool) -> None:

@@ -115,7 +115,7 @@ async def test_what_the_pickler_refuses_is_an_error_of_that_call() -> None:
             await pool.apply(jobs.same, (object(),))
         with pytest.raises(NotPicklable, match="result"):
             await pool.apply(jobs.unpicklable_result)
-        with pytest.raises(NotPicklable, match="arguments of same.*KeyError"):
+        with pytest.raises(NotPicklable, match=r"arguments of same.*KeyError"):
             await pool.apply(jobs.same, ({"function": "no_such"},))
         assert await pool.apply(jobs.same, (1,)) == 1
 

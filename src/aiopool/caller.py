@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
+from contextvars import copy_context
+from functools import partial
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from .admission import Admission
@@ -19,12 +21,11 @@ from .arguments import (
 )
 from .backends.base import Backend
 from .calls import Call, Limits, Outcome
-from .carrying import Carried
+from .carrying import Around
 from .lifecycle import Guard
 from .packing import Function, Packer
 from .recycling import RecyclePolicy
-from .results import AsyncResult, MapResult, PackedChunk
-from .sharing import CallPayload
+from .results import AsyncResult, MapResult
 from .streams import ImapIterator, Window
 from .worker import job
 
@@ -119,21 +120,22 @@ class Caller:
             PoolTerminated: the pool was terminated meanwhile.
             BrokenPool: workers keep dying before they can serve a call.
         """
-        function, payload = self._prepare(func, args, kwds)
-        limits = self._limits_for(timeout, retries)
+        function, positional, keywords = self._prepare(func, args, kwds)
+        limits, packer = self._limits_for(timeout, retries), self._engine.packer
+        result: AsyncResult[T] = AsyncResult(self._engine.backend, function.name)
+        call = packer.make(function, positional, keywords, result.finish, limits, packer.carried())
         if self._engine.admission.limited:
             try:
                 await self._engine.admission.enter()
             except BaseException:
-                del payload  # its memory is not to live as long as the exception, whose traceback has this frame
+                packer.drop(call)
                 raise
-        result: AsyncResult[T] = AsyncResult(self._engine.backend, function.name)
-        result.begin(payload, limits, function.pace)
-        del payload  # large, maybe: the call has it, and drops it at its end
+        result.begin(call)
+        del call  # it has the result, that has the exception, and the exception's traceback has this frame
         try:
             return await result
         finally:
-            del result  # it has the exception, whose traceback has this frame
+            del result
 
     def apply_async(
         self,
@@ -163,12 +165,12 @@ class Caller:
             PoolNotRunning: the pool is not started, or closed.
             PoolFull: ``max_pending`` calls wait already.
         """
-        function, payload = self._prepare(func, args, kwds)
-        limits = self._limits_for(timeout, retries)
+        function, positional, keywords = self._prepare(func, args, kwds)
+        limits, packer = self._limits_for(timeout, retries), self._engine.packer
         result: AsyncResult[T] = AsyncResult(self._engine.backend, function.name)
         result.add_callbacks(callback, error_callback)
         self._engine.admission.take(1)
-        result.begin(payload, limits, function.pace)
+        result.begin(packer.make(function, positional, keywords, result.finish, limits, packer.carried()))
         return result
 
     def submit(self, func: Callable[P, T], /, *args: P.args, **kwds: P.kwargs) -> AsyncResult[T]:
@@ -177,14 +179,12 @@ class Caller:
 
     def _prepare(
         self, func: Callable[..., object], args: Iterable[Any], kwds: Mapping[str, Any] | None
-    ) -> tuple[Function, CallPayload]:
+    ) -> tuple[Function, tuple[Any, ...], dict[str, Any]]:
         self._engine.guard.check_usable()
         check_callable("func", func)
         keywords = {} if kwds is None else dict(kwds)
         positional = args if type(args) is tuple else tuple(iterate("args", args))
-        function = self._engine.packer.find(func)
-        packer = self._engine.packer
-        return function, packer.pack(function, function.name, positional, keywords, packer.carried())
+        return self._engine.packer.find(func), positional, keywords
 
     def _limits_for(self, timeout: float | Default | None, retries: int | Default) -> Limits:
         if timeout is Default.POOLS and retries is Default.POOLS:
@@ -318,19 +318,29 @@ class Caller:
         optional(at_least_one, "chunksize", chunksize)
         result: MapResult[T] = MapResult(self._engine.backend, name_of(func))
         result.add_callbacks(callback, error_callback)
-        carried = self._engine.packer.carried()  # now; an async input may take its time
+        admission, packer = self._engine.admission, self._engine.packer
+        company = packer.carried()  # now; an async input may take its time
 
         def begin(items: list[Any]) -> None:
             self._engine.guard.check_usable()
-            size, pace = self._size_of_chunks(len(items), chunksize, limits), self._engine.packer.pace_of(func)
-            waits = wait and self._engine.admission.limited
+            size = self._size_of_chunks(len(items), chunksize, limits)
+            waits = wait and admission.limited
             if not waits:
-                self._engine.admission.take(-(-len(items) // size))
-            chunks = self._pack_chunks(over_chunk, func, items, size, carried, automatic=chunksize is None)
+                admission.take(-(-len(items) // size))
+            calls = self._make_chunks(
+                packer.find_runner(over_chunk, func),
+                func,
+                items,
+                size,
+                result.finish_chunk,
+                limits,
+                company,
+                automatic=chunksize is None,
+            )
             if waits:
-                result.feed_chunks(chunks, limits, pace, self._engine.admission.enter)
+                result.feed_calls(calls, admission.enter, packer.drop)
             else:
-                result.begin_chunks(chunks, limits, pace)
+                result.begin_calls(calls)
 
         if isinstance(iterable, AsyncIterable):
             result.begin_when_read(iterable, begin, self._engine.admission.tell)
@@ -345,23 +355,34 @@ class Caller:
             return 1
         return self._engine.policy.chunksize(-(-items // (self._engine.backend.seats * CHUNKS_PER_WORKER)) or 1)
 
-    def _pack_chunks(
+    def _make_chunks(
         self,
-        over_chunk: Callable[..., object],
+        runner: Function,
         func: Callable[..., object],
         items: list[Any],
         size: int,
-        carried: tuple[Carried, ...],
+        finish: Callable[[int, Outcome], None],
+        limits: Limits,
+        company: Sequence[Around],
         *,
         automatic: bool,
-    ) -> list[PackedChunk]:
-        chunks = (items[begin : begin + size] for begin in range(0, len(items), size))
-        packer = self._engine.packer
-        name, runner = name_of(func), packer.find(over_chunk)
-        return [
-            PackedChunk(packer.pack(runner, name, (func, chunk), {}, carried), len(chunk), automatic)
-            for chunk in chunks
-        ]
+    ) -> list[Call]:
+        """Return a call for each chunk, or drop all of them and raise."""
+        packer, calls = self._engine.packer, list[Call]()
+        try:
+            for number, begin in enumerate(range(0, len(items), size)):
+                chunk = items[begin : begin + size]
+                ended = partial(finish, number)
+                calls.append(
+                    packer.make(
+                        runner, (func, chunk), {}, ended, limits, company, weight=len(chunk), automatic=automatic
+                    )
+                )
+        except BaseException:
+            for call in calls:
+                packer.drop(call)
+            raise
+        return calls
 
     def _imap(
         self,
@@ -381,18 +402,19 @@ class Caller:
         )
         source = iterable if isinstance(iterable, AsyncIterable) else iterate_input(iterable)
         packer = self._engine.packer
-        function = packer.find(func)  # one that cannot travel is an error of this line
-        runner, carried = packer.find(job.each_of_chunk), packer.carried()
+        packer.find(func)  # one that cannot travel is an error of this line
+        runner, company = packer.find_runner(job.each_of_chunk, func), packer.carried()
 
-        def begin(items: list[Any], finish: Callable[[Outcome], None]) -> Call:
-            payload = packer.pack(runner, function.name, (func, items), {}, carried)
-            return Call(function.name, payload, finish, limits, function.pace, weight=len(items))
+        context = copy_context()  # whoever takes the next value, all calls are those of whoever is here
+
+        def make(items: list[Any], finish: Callable[[Outcome], None]) -> Call:
+            return packer.make(runner, (func, items), {}, finish, limits, company, weight=len(items))
 
         window = Window(
             self._engine.backend,
             self._engine.admission,
-            function.name,
-            begin,
+            runner.name,
+            lambda items, finish: context.run(make, items, finish),
             chunksize=chunksize,
             buffersize=ahead,
             ordered=ordered,

@@ -140,8 +140,9 @@ class Call:
         *,
         weight: int = 1,
         automatic: bool = False,
+        id_: int | None = None,
     ) -> None:
-        self.id = next(ids)
+        self.id = next(ids) if id_ is None else id_
         self.name = name
         self.payload = payload
         self.finish = finish

@@ -1,19 +1,28 @@
-"""Context variables whose values travel with a call: read here when it is made, set in the worker while it runs.
+"""What travels with a call, and is around it in the worker while it runs: the values of context variables, mostly.
 
 A context variable does not pickle, so it travels as the module that it is a global of, and its name there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextvars import ContextVar
-from typing import Any, NamedTuple, TypeVar
+from contextvars import ContextVar, Token
+from typing import Any, NamedTuple, Protocol, TypeVar
 
-__all__ = ["Carried", "Carrier", "call_with"]
+__all__ = ["Around", "Carried", "Carrier", "call_with"]
 
 T = TypeVar("T")
+
+
+class Around(Protocol):
+    """Travels with a call. It can be pickled."""
+
+    def around(self) -> contextlib.AbstractContextManager[object]:
+        """Return what is entered in the worker before the function is called, and left after it."""
+        ...
 
 
 class Carried(NamedTuple):
@@ -22,6 +31,28 @@ class Carried(NamedTuple):
     module: str
     name: str
     value: Any
+
+    def around(self) -> Assigned:
+        """Return what sets the variable, for a while."""
+        return Assigned(getattr(importlib.import_module(self.module), self.name), self.value)
+
+
+class Assigned:
+    """Has a context variable have this value."""
+
+    __slots__ = ("_token", "_value", "_variable")
+
+    _token: Token[Any]
+
+    def __init__(self, variable: ContextVar[Any], value: object) -> None:
+        self._variable = variable
+        self._value = value
+
+    def __enter__(self) -> None:
+        self._token = self._variable.set(self._value)
+
+    def __exit__(self, *_failure: object) -> None:
+        self._variable.reset(self._token)
 
 
 class Carrier:
@@ -66,13 +97,10 @@ def _place_of(variable: ContextVar[Any]) -> tuple[str, str]:
 
 
 def call_with(
-    values: Sequence[Carried], function: Callable[..., T], args: tuple[Any, ...], kwds: Mapping[str, Any]
+    company: Sequence[Around], function: Callable[..., T], args: tuple[Any, ...], kwds: Mapping[str, Any]
 ) -> T:
-    """Call a function in the worker while the variables have these values."""
-    variables = [(getattr(importlib.import_module(each.module), each.name), each.value) for each in values]
-    tokens = [(variable, variable.set(value)) for variable, value in variables]
-    try:
+    """Call a function in the worker, with what has travelled with the call around it."""
+    with contextlib.ExitStack() as stack:
+        for each in company:
+            stack.enter_context(each.around())
         return function(*args, **kwds)
-    finally:
-        for variable, token in tokens:
-            variable.reset(token)

@@ -1,17 +1,18 @@
-"""Pickling what a call needs, in the caller's frame, so that what cannot travel raises there."""
+"""Making calls: what they need is pickled in the caller's frame, so that what cannot travel raises there."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, NamedTuple
 
 from . import failures, parcels, wire
 from .arguments import name_of
-from .calls import Pace
-from .carrying import Carried, Carrier, call_with
+from .calls import Call, Limits, Outcome, Pace, ids
+from .carrying import Around, Carrier, call_with
+from .hooks import CallEnded, CallQueued, Hooks
 from .parcels import Payload, SharedParcel
 from .pickling import Pickling, is_name_of
 from .sharing import CallPayload, Home, Share, Sharing, share_in
@@ -38,15 +39,17 @@ class Function(NamedTuple):
 
 
 class Packer:
-    """Pickles for one pool. Functions are remembered: those that pickle as a mere name need be pickled only once.
+    """Makes the calls of one pool. Functions that pickle as a mere name are remembered, and pickled only once.
 
     Args:
         home: of the shares that may be in what is pickled.
         carrier: reads the context variables whose values travel with each call.
         pickling: turns what is packed into bytes.
+        hooks: told of calls that are made.
     """
 
-    def __init__(self, home: Home, carrier: Carrier, pickling: Pickling) -> None:
+    def __init__(self, home: Home, carrier: Carrier, pickling: Pickling, hooks: Hooks) -> None:
+        self._hooks = hooks
         self._home = home
         self._pickling = pickling
         self._carrier = carrier
@@ -69,6 +72,10 @@ class Packer:
             self._known[func] = function
         return function
 
+    def find_runner(self, over_chunk: Callable[..., object], func: Callable[..., object]) -> Function:
+        """Return what there is to know of a function that calls a user's function with each item of a chunk."""
+        return self.find(over_chunk)._replace(name=name_of(func), pace=self.pace_of(func))
+
     def pace_of(self, func: Callable[..., object]) -> Pace:
         """Return the pace of a function; partials, methods and instances have that of what they run."""
         while isinstance(func, partial):
@@ -86,21 +93,51 @@ class Packer:
         if len(remembered) >= MOST_KNOWN:
             remembered.clear()
 
-    def carried(self) -> tuple[Carried, ...]:
+    def carried(self) -> tuple[Around, ...]:
         """Return the present values of the context variables that travel."""
         return self._carrier.values() if self._carrier else ()
 
-    def pack(
+    def make(
         self,
         function: Function,
-        name: str,
         args: tuple[Any, ...],
         kwds: dict[str, Any],
-        carried: tuple[Carried, ...],
+        finish: Callable[[Outcome], None],
+        limits: Limits,
+        company: Sequence[Around],
+        *,
+        weight: int = 1,
+        automatic: bool = False,
+    ) -> Call:
+        """Return a call that is ready to be submitted, or raise `NotPicklable`.
+
+        Later changes to the arguments do not travel. Whoever does not submit it, has to `drop` it.
+        """
+        name, pace = function.name, function.pace
+        if not self._hooks:
+            payload = self._pack(function, args, kwds, company)
+            return Call(name, payload, finish, limits, pace, weight=weight, automatic=automatic)
+        id_, company = next(ids), list(company)
+        self._hooks.tell(CallQueued(id_, name, company))
+        try:
+            payload = self._pack(function, args, kwds, company)
+        except BaseException:
+            self._hooks.tell(CallEnded(id_, name, "cancelled"))
+            raise
+        return Call(name, payload, finish, limits, pace, weight=weight, automatic=automatic, id_=id_)
+
+    def drop(self, call: Call) -> None:
+        """A call was made, and is not to be submitted."""
+        call.payload = b""
+        if self._hooks:
+            self._hooks.tell(CallEnded(call.id, call.name, "cancelled"))
+
+    def _pack(
+        self, function: Function, args: tuple[Any, ...], kwds: dict[str, Any], company: Sequence[Around]
     ) -> CallPayload:
-        """Return the payload of a call, or raise `NotPicklable`. Later changes to the arguments do not travel."""
-        if carried:
-            args, kwds, function = (carried, function.func, args, kwds), {}, self.find(call_with)
+        name = function.name
+        if company:
+            args, kwds, function = (company, function.func, args, kwds), {}, self.find(call_with)
         try:
             pickled, buffers, shares = self._dumps((args, kwds), parcels.LARGE)
         except Exception as error:

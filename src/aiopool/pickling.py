@@ -87,7 +87,8 @@ class ForeignPickling:
 
 
 def _of_module(name: str) -> ForeignPickling:
-    return ForeignPickling(importlib.import_module(name))
+    module: Any = importlib.import_module(name)
+    return ForeignPickling(module)
 
 
 def _takes(function: Callable[..., Any], name: str) -> bool:

@@ -28,6 +28,7 @@ from .caller import Caller, Engine
 from .calls import Limits
 from .carrying import Carrier
 from .cpus import usable_cpus
+from .hooks import Hook, Hooks
 from .lifecycle import Lifecycle
 from .packing import Packer
 from .phases import PoolPhase, WorkerPhase
@@ -92,6 +93,7 @@ class AioPool(Lifecycle, Caller):
         thread_limit: how many threads each of the numerical libraries (OpenMP, OpenBLAS, MKL, BLIS, Accelerate, Numba,
             NumExpr) may use in a worker. None divides the CPUs among the workers, but for what the environment says
             already. What a fork brings along, and what the fork server has imported, keeps the limit that it has.
+        hooks: objects with a method ``on_event`` that is called with each of the pool's events; see `aiopool.Hook`.
 
     Raises:
         ValueError: a number is out of its range, or the start method unknown.
@@ -119,6 +121,7 @@ class AioPool(Lifecycle, Caller):
         forward_logs: bool = True,
         pickler: Pickler | None = None,
         thread_limit: int | None = None,
+        hooks: Iterable[Hook] = (),
     ) -> None:
         cpus = usable_cpus()
         seats = cpus if processes is None else at_least_one("processes", processes)
@@ -128,6 +131,7 @@ class AioPool(Lifecycle, Caller):
         if pickler is not None:
             check_pickler(pickler)
         pickling = PLAIN if pickler is None else ForeignPickling(pickler)
+        watchers = Hooks(iterate("hooks", hooks))
         carrier = Carrier(iterate("context_vars", context_vars))
         start_method = find_context(context)
         limits = Limits(optional(seconds, "timeout", timeout), at_least(0, "retries", retries))
@@ -149,11 +153,12 @@ class AioPool(Lifecycle, Caller):
             policy,
             grace=seconds("cancel_grace", cancel_grace, zero=True),
             start_timeout=seconds("start_timeout", start_timeout),
+            hooks=watchers,
         )
         Lifecycle.__init__(self, backend, partial(start_methods.prepare, start_method, modules))
         admission = Admission(backend, optional(at_least_one, "max_pending", max_pending))
         Caller.__init__(
-            self, Engine(backend, Packer(backend, carrier, pickling), admission, policy, self._guard), limits
+            self, Engine(backend, Packer(backend, carrier, pickling, watchers), admission, policy, self._guard), limits
         )
 
     @property

@@ -6,17 +6,16 @@ import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from itertools import chain
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 from . import failures
 from .arguments import check_callable
 from .backends.base import Backend
-from .calls import CANCELLED, Call, Limits, Outcome, Pace, Reply
+from .calls import CANCELLED, Call, Outcome, Reply
 from .exceptions import AioPoolError, CallAborted, NotPicklable, PoolTerminated, ResultTimeout
 from .pickling import Pickling
-from .sharing import CallPayload
 
-__all__ = ["AsyncResult", "MapResult", "PackedChunk", "deliverable", "open_outcome"]
+__all__ = ["AsyncResult", "MapResult", "deliverable", "open_outcome"]
 
 T = TypeVar("T")
 
@@ -171,9 +170,8 @@ class AsyncResult(asyncio.Future[T], Generic[T]):
         error = self._exception
         return "finished" if error is None else f"failed with {type(error).__name__}"
 
-    def begin(self, payload: CallPayload, limits: Limits, pace: Pace) -> None:
-        """Submit the one call."""
-        call = Call(self._name, payload, self._finish, limits, pace)
+    def begin(self, call: Call) -> None:
+        """Submit the one call, which ends with `finish`."""
         self._calls = (call,)
         self._backend.submit(call)
 
@@ -207,7 +205,7 @@ class AsyncResult(asyncio.Future[T], Generic[T]):
         for call in self._calls:
             self._backend.cancel(call)
 
-    def _finish(self, outcome: Outcome) -> None:
+    def finish(self, outcome: Outcome) -> None:
         """Take the outcome of the one call."""
         self._calls = ()  # or call and result would hold one another
         if outcome is CANCELLED or self._stopping:  # also if its time was up first: `cancel` has said True
@@ -229,16 +227,6 @@ class AsyncResult(asyncio.Future[T], Generic[T]):
         super().cancel(msg=self._message)
 
 
-class PackedChunk(NamedTuple):
-    """Some items, ready to be sent."""
-
-    payload: CallPayload
-    weight: int
-    """How many items."""
-    automatic: bool
-    """Whether that many was our choice."""
-
-
 class MapResult(AsyncResult[list[T]]):
     """The result of a map: the list of values, in order, or the first exception."""
 
@@ -250,15 +238,17 @@ class MapResult(AsyncResult[list[T]]):
         self._left = 0
         self._reader: asyncio.Task[Any] | None = None  # of an async input; then, of what waits for room
 
-    def begin_chunks(self, chunks: Sequence[PackedChunk], limits: Limits, pace: Pace) -> None:
-        """Submit the chunks, all at once."""
-        self._submit(self._calls_for(chunks, limits, pace))
+    def begin_calls(self, calls: Sequence[Call]) -> None:
+        """Submit the chunks' calls, all at once; each ends with `finish_chunk`."""
+        self._expect(calls)
+        self._submit(calls)
 
-    def feed_chunks(
-        self, chunks: Sequence[PackedChunk], limits: Limits, pace: Pace, enter: Callable[[], Awaitable[None]]
+    def feed_calls(
+        self, calls: Sequence[Call], enter: Callable[[], Awaitable[None]], drop: Callable[[Call], None]
     ) -> None:
-        """Submit the chunks one by one, each when ``enter`` lets it."""
-        calls, submitted = self._calls_for(chunks, limits, pace), list[Call]()
+        """Submit the chunks' calls one by one, each when ``enter`` lets it; ``drop`` those that it does not."""
+        self._expect(calls)
+        submitted = list[Call]()
         self._calls = submitted
 
         async def feed() -> None:
@@ -273,27 +263,21 @@ class MapResult(AsyncResult[list[T]]):
                 self.cancel()
             elif (error := feeder.exception()) is not None:
                 self._fail(deliverable(error.with_traceback(None), self._name))  # it has our frames, and they the calls
+            for call in calls[len(submitted) :]:
+                drop(call)
             self._end_chunks(len(calls) - len(submitted))
 
         self._reader = self._backend.loop.create_task(feed())
         # Not in a finally clause: a task that is cancelled before its first step never gets there.
         self._reader.add_done_callback(fed)
 
-    def _calls_for(self, chunks: Sequence[PackedChunk], limits: Limits, pace: Pace) -> list[Call]:
-        self._left = len(chunks)
-        self._chunks = [[] for _ in chunks]
-        if not chunks:
+    def _expect(self, calls: Sequence[Call]) -> None:
+        self._left = len(calls)
+        self._chunks = [[] for _ in calls]
+        if not calls:
             self.set_result([])
-        calls = [
-            Call(
-                self._name, chunk.payload, partial(self._finish_chunk, number), limits, pace,
-                weight=chunk.weight, automatic=chunk.automatic,
-            )
-            for number, chunk in enumerate(chunks)
-        ]  # fmt: skip
         for call in calls:
             call.progress = self._progressed
-        return calls
 
     def begin_when_read(
         self,
@@ -339,7 +323,8 @@ class MapResult(AsyncResult[list[T]]):
             self._reader.cancel()
         super()._stop()
 
-    def _finish_chunk(self, number: int, outcome: Outcome) -> None:
+    def finish_chunk(self, number: int, outcome: Outcome) -> None:
+        """Take the outcome of one chunk's call."""
         if outcome is not CANCELLED and not self._stopping and not self.done():
             open_outcome(outcome, self._backend.pickling, self._name, partial(self._take, number))
         self._end_chunks(1)

@@ -11,7 +11,7 @@ from .calls import CANCELLED, Call, Outcome, Reply
 from .exceptions import CallTimeout, WorkerDied
 from .recycling import RecycleReason
 
-__all__ = ["Latencies", "PoolStats", "Tally", "WorkerStats"]
+__all__ = ["Latencies", "PoolStats", "Tally", "WorkerStats", "end_of"]
 
 BUCKETS = 32
 """How many ranges of time are told apart: the last but one ends at half an hour."""
@@ -105,6 +105,17 @@ class PoolStats:
     run_time: Latencies
 
 
+def end_of(outcome: Outcome) -> str:
+    """Return by which name a call's end is counted."""
+    if isinstance(outcome, Reply):
+        return "failed" if outcome.failed else "done"
+    if outcome is CANCELLED:
+        return "cancelled"
+    if isinstance(outcome, WorkerDied):
+        return "died"
+    return "timed_out" if isinstance(outcome, CallTimeout) else "abandoned"
+
+
 class Histogram:
     """Counts how long something took."""
 
@@ -129,8 +140,8 @@ class Tally:
     """Counts what has become of calls and workers."""
 
     def __init__(self) -> None:
-        self._done = self._failed = self._died = self._timed_out = self._cancelled = self._abandoned = 0
-        self._retried = self._lost = 0
+        self._done = self._failed = self._retried = self._lost = 0
+        self._unanswered: Counter[str] = Counter()
         self._recycled: Counter[RecycleReason] = Counter()
         self._queue_time, self._run_time = Histogram(), Histogram()
 
@@ -145,20 +156,9 @@ class Tally:
             else:
                 self._done += 1
         else:
-            self._ended_otherwise(call, outcome)
-
-    def _ended_otherwise(self, call: Call, outcome: Outcome) -> None:
-        if isinstance(outcome, WorkerDied):
-            self._died += 1
-            self._retried += call.tries - 1
-            return
-        self._retried += call.tries
-        if outcome is CANCELLED:
-            self._cancelled += 1
-        elif isinstance(outcome, CallTimeout):
-            self._timed_out += 1
-        else:
-            self._abandoned += 1
+            end = end_of(outcome)
+            self._unanswered[end] += 1
+            self._retried += call.tries - (end == "died")
 
     def lost(self) -> None:
         """A worker has gone away unbidden."""
@@ -177,10 +177,10 @@ class Tally:
             running=running,
             done=self._done,
             failed=self._failed,
-            died=self._died,
-            timed_out=self._timed_out,
-            cancelled=self._cancelled,
-            abandoned=self._abandoned,
+            died=self._unanswered["died"],
+            timed_out=self._unanswered["timed_out"],
+            cancelled=self._unanswered["cancelled"],
+            abandoned=self._unanswered["abandoned"],
             retried=self._retried,
             lost=self._lost,
             recycled={reason.value: self._recycled[reason] for reason in RecycleReason},

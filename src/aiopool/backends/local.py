@@ -9,15 +9,16 @@ from collections import deque
 from collections.abc import Callable
 
 from .. import failures, log_records, wire
-from ..calls import Call, Reply, ids
+from ..calls import CANCELLED, Call, Outcome, Reply, ids
 from ..commands import Command, Dismiss, Finish, Interrupt, Kill, Recall, Send, Spawn
 from ..dispatch import Dispatcher
 from ..exceptions import AioPoolError, InitializerError, PoolNotRunning
+from ..hooks import CallEnded, CallStarted, Hooks, WorkerLeft, WorkerStarted
 from ..phases import PoolPhase, WorkerPhase
 from ..recycling import RecyclePolicy, RecycleReason
 from ..seats import Worker
 from ..sharing import CallPayload, Share
-from ..stats import PoolStats, Tally, WorkerStats
+from ..stats import PoolStats, Tally, WorkerStats, end_of
 from ..worker.memory import resident_bytes_of
 from .process import End, Setup, WorkerProcess, failed_start
 from .start_methods import UNGUARDED, UNGUARDED_TEXT
@@ -47,8 +48,10 @@ class LocalBackend:
         *,
         grace: float,
         start_timeout: float,
+        hooks: Hooks,
     ) -> None:
         self._seats = seats
+        self._tell = hooks.tell if hooks else None
         self.pickling = setup.pickling
         self._setup = setup
         self._dispatcher = Dispatcher(seats, policy, grace=grace, start_timeout=start_timeout, depth=DEPTH)
@@ -229,6 +232,9 @@ class LocalBackend:
         elif frame.kind == wire.Kind.HEAVY:
             self._perform(self._dispatcher.due(worker, now))
         elif frame.kind == wire.Kind.READY:
+            if self._tell is not None:
+                process = self._processes[worker]
+                self._tell(WorkerStarted(process.seat, process.pid))
             self._perform(self._dispatcher.ready(worker, now))
         elif frame.kind == wire.Kind.UNFIT:
             self._perform(self._dispatcher.unfit(worker, _failure_of(frame), now))
@@ -261,8 +267,12 @@ class LocalBackend:
         unseen, cause = self._unseen(worker, end.unread), end.cause
         if end.exitcode == UNGUARDED:
             cause = InitializerError(UNGUARDED_TEXT)
-        if self._dispatcher.workers[worker].phase not in (WorkerPhase.LEAVING, WorkerPhase.KILLED):
+        leaver = self._dispatcher.workers[worker]
+        why = _ENDS.get(leaver.phase, "lost")
+        if why == "lost":
             self._tally.lost()
+        if self._tell is not None:
+            self._tell(WorkerLeft(leaver.seat.number, end.pid, end.exitcode, why))
         now = self.loop.time()
         self._perform(self._dispatcher.died(worker, end.pid, end.exitcode, now, unseen=unseen, cause=cause))
 
@@ -295,12 +305,18 @@ class LocalBackend:
 
     def _perform_one(self, command: Command) -> None:
         if isinstance(command, Finish):  # not as a case: each call has these two, and a case takes its time
-            self._tally.ended(command.call, command.outcome, self.loop.time())
+            now = self.loop.time()
+            self._tally.ended(command.call, command.outcome, now)
+            if self._tell is not None:
+                self._tell(_ended(command.call, command.outcome, now))
             command.call.finish(command.outcome)
         elif isinstance(command, Send):
             call = command.call
             kind = CALL if call.limits.timeout is None else TIMED
-            self._processes[command.worker].send(wire.encode(kind, call.id, call.payload), call.id)
+            process = self._processes[command.worker]
+            process.send(wire.encode(kind, call.id, call.payload), call.id)
+            if self._tell is not None:
+                self._tell(CallStarted(call.id, call.name, process.seat, process.pid))
         else:
             self._perform_seldom(command)
 
@@ -374,6 +390,17 @@ class LocalBackend:
 
     def _now(self) -> float:
         return self.loop.time() if self._closed is not None else 0.0
+
+
+_ENDS = {WorkerPhase.LEAVING: "left", WorkerPhase.KILLED: "killed"}
+
+
+def _ended(call: Call, outcome: Outcome, now: float) -> CallEnded:
+    if isinstance(outcome, Reply):
+        waited = max(0.0, now - call.submitted - outcome.seconds)
+        return CallEnded(call.id, call.name, end_of(outcome), waited, outcome.seconds)
+    error = None if outcome is CANCELLED else outcome
+    return CallEnded(call.id, call.name, end_of(outcome), error=error)
 
 
 def _reply_in(frame: wire.Frame) -> tuple[int, Reply]:

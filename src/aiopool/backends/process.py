@@ -133,6 +133,7 @@ class WorkerProcess:
         observer: Observer,
     ) -> None:
         self.number = number
+        self.seat = seat
         self.pid: int | None = None
         self._loop = loop
         self._observer = observer
