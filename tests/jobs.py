@@ -195,6 +195,18 @@ def tell_and_wait(path: str, gate: str, value: Any = None) -> Any:
     return value
 
 
+def wait_there(paths: tuple[str, str]) -> str:
+    tell_and_wait(*paths)
+    return "there"
+
+
+def tell_and_wait_deep(depth: int, path: str, gate: str) -> None:
+    if depth:
+        tell_and_wait_deep(depth - 1, path, gate)
+    else:
+        tell_and_wait(path, gate)
+
+
 def tell_and_return(path: str, value: Any) -> Any:
     tell(path, value)
     return value

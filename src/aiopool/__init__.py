@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .pool import AioPool
     from .results import AsyncResult, MapResult
     from .sharing import Shared
+    from .stacks import WorkerStack
     from .stats import Latencies, PoolStats, WorkerStats
     from .streams import ImapIterator
     from .worker.current import CurrentWorker, current_worker, report
@@ -66,6 +67,7 @@ __all__ = [
     "Shared",
     "WorkerDied",
     "WorkerLeft",
+    "WorkerStack",
     "WorkerStarted",
     "WorkerStats",
     "WrongLoop",
@@ -90,6 +92,7 @@ _ELSEWHERE = {
     "PoolStats": "stats",
     "Shared": "sharing",
     "WorkerLeft": "hooks",
+    "WorkerStack": "stacks",
     "WorkerStarted": "hooks",
     "WorkerStats": "stats",
     "current_worker": "worker.current",

@@ -17,8 +17,10 @@ import anyio.lowlevel
 
 from .backends import start_methods
 from .backends.base import Backend, in_loop
+from .dumps import dump_on
 from .exceptions import WrongLoop
 from .phases import PoolPhase
+from .stacks import WorkerStack
 
 __all__ = ["Guard", "Lifecycle"]
 
@@ -101,6 +103,28 @@ class Lifecycle:
         """Kill the workers. Calls that wait or run fail with `PoolTerminated`."""
         self._guard.check_loop()
         self._backend.terminate()
+
+    async def stacks(self) -> list[WorkerStack]:
+        """Return what each worker is doing, busy or not: its call, and the Python stack of its main thread.
+
+        A worker that does not answer within a second is waited for no longer: it is stopped, or still being started.
+        """
+        self._guard.check_loop()
+        return await self._backend.stacks()
+
+    def dump_on(self, number: int) -> None:
+        """Have `stacks` logged, as warnings of the logger ``aiopool``, whenever this process gets a signal.
+
+        The loop handles the signal from then on, also when the pool is gone; other pools may want it, too.
+
+        Args:
+            number: of the signal, such as `signal.SIGUSR1`.
+
+        Raises:
+            RuntimeError: this is not the main thread, or the loop handles no signals.
+        """
+        self._guard.check_usable()
+        dump_on(number, self._backend)
 
     async def join(self) -> None:
         """Wait until the last worker is gone.

@@ -11,6 +11,7 @@ from ..exceptions import AioPoolError
 from ..phases import PoolPhase
 from ..pickling import Pickling
 from ..sharing import CallPayload, Share
+from ..stacks import WorkerStack
 from ..stats import PoolStats
 
 __all__ = ["Backend", "in_loop"]
@@ -103,6 +104,10 @@ class Backend(Protocol):
 
     def stats(self) -> PoolStats:
         """Return what there is, and what has been."""
+        ...
+
+    async def stacks(self) -> list[WorkerStack]:
+        """Return what workers are doing."""
         ...
 
     def describe(self) -> str:

@@ -18,10 +18,11 @@ from ..phases import PoolPhase, WorkerPhase
 from ..recycling import RecyclePolicy, RecycleReason
 from ..seats import Worker
 from ..sharing import CallPayload, Share
-from ..stats import PoolStats, Tally, WorkerStats, end_of
-from ..worker.memory import resident_bytes_of
+from ..stacks import WorkerStack
+from ..stats import PoolStats, Tally, end_of
 from .process import End, Setup, WorkerProcess, failed_start
 from .start_methods import UNGUARDED, UNGUARDED_TEXT
+from .survey import stacks_of, stats_of
 
 __all__ = ["LocalBackend"]
 
@@ -187,23 +188,17 @@ class LocalBackend:
 
     def stats(self) -> PoolStats:
         """Return what there is, and what has been. Each thing is looked at once, since this may be another thread."""
-        workers = list(self._dispatcher.workers.values())
-        running = sum(len(worker.calls) for worker in workers)
-        return self._tally.snapshot(self.phase.value, list(map(self._stats_of, workers)), self.waiting, running)
+        workers, now = self._present(), self._now()
+        running = sum(len(worker.calls) for worker, _process in workers)
+        stats = [stats_of(worker, process, now) for worker, process in workers]
+        return self._tally.snapshot(self.phase.value, stats, self.waiting, running)
 
-    def _stats_of(self, worker: Worker) -> WorkerStats:
-        now, process, calls = self._now(), self._processes.get(worker.id), tuple(worker.calls)
-        pid = None if process is None else process.pid
-        return WorkerStats(
-            seat=worker.seat.number,
-            pid=pid,
-            phase=worker.phase.value,
-            calls=worker.served,
-            age=None if worker.ready_at is None else now - worker.ready_at,
-            memory=None if pid is None else resident_bytes_of(pid),
-            call=calls[0].name if calls else None,
-            call_seconds=now - worker.since if calls else None,
-        )
+    def _present(self) -> list[tuple[Worker, WorkerProcess | None]]:
+        return [(worker, self._processes.get(worker.id)) for worker in list(self._dispatcher.workers.values())]
+
+    async def stacks(self) -> list[WorkerStack]:
+        """Return what workers are doing; those that do not answer are waited for, for a moment."""
+        return await stacks_of(self._present())
 
     # What workers do, as told by `WorkerProcess`.
 

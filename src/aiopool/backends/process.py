@@ -25,10 +25,12 @@ from ..pickling import Pickling
 from ..worker import isolation
 from ..worker import main as worker_main
 from ..worker.control import ID, INTERRUPT
+from ..worker.dump import DUMP
 from ..worker.environment import NameWithVariables
 from ..worker.logs import Levels
 from .base import in_loop
 from .channel import Channel
+from .dump import DumpReader
 
 __all__ = ["End", "Observer", "Setup", "WorkerProcess", "failed_start"]
 
@@ -151,10 +153,12 @@ class WorkerProcess:
             opened.push(self._workers_end)
             self._workers_lifeline, self._lifeline = map(opened.enter_context, setup.context.Pipe(duplex=False))
             self._workers_control, self._control = map(opened.enter_context, setup.context.Pipe(duplex=False))
+            self._dumps, self._workers_dumps = map(opened.enter_context, setup.context.Pipe(duplex=False))
             opened.pop_all()
         os.set_blocking(self._control.fileno(), False)
-        _ends.update((self._own_end, self._workers_end, self._lifeline, self._control))
-        lines = worker_main.Lines(self._workers_end, self._workers_lifeline, self._workers_control)
+        self._dump = DumpReader(loop, self._dumps.fileno())
+        _ends.update((self._own_end, self._workers_end, self._lifeline, self._control, self._dumps))
+        lines = worker_main.Lines(self._workers_end, self._workers_lifeline, self._workers_control, self._workers_dumps)
         self._process = setup.context.Process(  # type: ignore[attr-defined]  # every concrete context has one
             target=worker_main.main,
             args=(
@@ -212,10 +216,21 @@ class WorkerProcess:
         """Have it raise an exception within this call, if it runs it."""
         with contextlib.suppress(OSError):  # it is gone, or does not listen: then it will be killed
             os.write(self._control.fileno(), ID.pack(call))
-            if self._pidfd is not None:
-                signal.pidfd_send_signal(self._pidfd, INTERRUPT)
-            elif self._process.exitcode is None and self.pid is not None:
-                os.kill(self.pid, INTERRUPT)
+            self._signal(INTERRUPT)
+
+    def stack(self) -> asyncio.Future[str]:
+        """Return a future of what faulthandler writes of its main thread. That never comes from one that is stopped."""
+        dump, to_ask = self._dump.expect()
+        if to_ask:
+            with contextlib.suppress(OSError):  # it is gone
+                self._signal(DUMP)
+        return dump
+
+    def _signal(self, number: int) -> None:
+        if self._pidfd is not None:
+            signal.pidfd_send_signal(self._pidfd, number)
+        elif self._process.exitcode is None and self.pid is not None:
+            os.kill(self.pid, number)
 
     def kill(self) -> None:
         """Kill it with everything that it started; a process that is still being started is killed right then."""
@@ -268,6 +283,7 @@ class WorkerProcess:
         finally:
             self._workers_lifeline.close()
             self._workers_control.close()
+            self._workers_dumps.close()
         # Kept there, any thread that starts a process would poll ours and could take its exit code away;
         # and the interpreter's exit would wait for it before we have had a chance to end it.
         multiprocessing.process._children.discard(self._process)  # type: ignore[attr-defined]  # noqa: SLF001
@@ -350,6 +366,8 @@ class WorkerProcess:
         self._workers_end.close()
         self._lifeline.close()
         self._control.close()
+        self._dump.close()
+        self._dumps.close()
         if self._starter is None or self.pid is not None:
             self._close_process()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import fcntl
 import os
 import select
@@ -11,6 +12,7 @@ import threading
 from types import FrameType
 
 from .control import INTERRUPT
+from .dump import DUMP
 
 __all__ = [
     "above_stdio", "die_with", "forked_children_are_ordinary", "is_readable", "leave_parents_group", "quieten_signals",
@@ -71,6 +73,7 @@ def forked_children_are_ordinary(channel: socket.socket) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(INTERRUPT, signal.SIG_DFL)
+        faulthandler.unregister(DUMP)
         signal.pthread_sigmask(signal.SIG_SETMASK, masks.before)
 
     os.register_at_fork(before=before, after_in_parent=after_in_parent, after_in_child=after_in_child)

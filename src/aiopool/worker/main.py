@@ -25,6 +25,7 @@ from ..parcels import wrap
 from ..pickling import PLAIN, Pickling
 from . import current, isolation, job
 from .control import Control
+from .dump import dump_into
 from .memory import resident_bytes
 from .outlet import Outlet
 
@@ -113,6 +114,8 @@ class Lines(NamedTuple):
     """A pipe that closes when the parent is gone."""
     control: Connection
     """A pipe for the ids of calls to interrupt."""
+    dumps: Connection
+    """A pipe for what faulthandler writes."""
 
 
 def main(
@@ -144,6 +147,7 @@ def main(
     isolation.forked_children_are_ordinary(channel)
     sharing.drop_all()
     control = Control(lines.control.fileno())
+    dump_into(lines.dumps.fileno())
     with channel, contextlib.suppress(ConnectionError):  # the parent may be gone; its end is no news to report
         outlet = Outlet(channel)
         current.begin(seat, outlet, control, pickling)

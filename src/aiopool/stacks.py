@@ -1,0 +1,82 @@
+"""What workers are doing: the Python stacks of their main threads."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import traceback
+from collections.abc import Sequence
+from itertools import dropwhile, takewhile
+from pathlib import Path
+
+from .worker import main as worker_main
+
+__all__ = ["WorkerStack", "frames_in", "is_whole"]
+
+HEADER = "Stack (most recent call first):\n"
+"""How faulthandler begins."""
+
+FRAME = re.compile(r'  File "(?P<file>.*)", line (?P<line>\d+) in (?P<name>.*)')
+"""As faulthandler writes it."""
+
+OURS = f"{Path(__file__).parent}{os.sep}"
+"""Where files lie whose frames are around every call."""
+
+BOTTOM = f'  File "{worker_main.__file__}", line '
+"""How the line of the frame begins that all of a worker's own stand on, if it is in `main`."""
+
+CUT = "  ..."
+"""Stands for the rest of a stack that is too deep."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class WorkerStack:
+    """What a worker is doing. As a string, it reads like a traceback.
+
+    Attributes:
+        seat: its place.
+        pid: its process id.
+        call: the name of the function that it runs, or None.
+        frames: the stack of its main thread, the innermost frame last, without the pool's own; empty while it waits for
+            a call; None if it does not answer: it is stopped, or not so far yet that it could.
+    """
+
+    seat: int
+    pid: int
+    call: str | None
+    frames: Sequence[traceback.FrameSummary] | None
+
+    def __str__(self) -> str:
+        does = "runs no call" if self.call is None else f"runs {self.call}"
+        head = f"worker {self.seat} (pid {self.pid}) {does}"
+        if self.frames is None:
+            return f"{head}; it does not answer\n"
+        return f"{head}\n{''.join(traceback.StackSummary.from_list(self.frames).format())}"
+
+
+def is_whole(dump: str) -> bool:
+    """Whether there is all of a worker's stack in what faulthandler has written, save what multiprocessing is in."""
+    return any(map(_is_end, _lines_of(dump)))
+
+
+def frames_in(dump: str) -> list[traceback.FrameSummary]:
+    """Return the frames in what faulthandler has written, the innermost last, without those of ours around them."""
+    innermost_first = takewhile(lambda line: not _is_end(line), _lines_of(dump))
+    found = [match for line in innermost_first if (match := FRAME.fullmatch(line))]
+    frames = [
+        traceback.FrameSummary(match["file"], int(match["line"]), match["name"], lookup_line=False)
+        for match in reversed(found)
+    ]
+    return list(dropwhile(lambda frame: frame.filename.startswith(OURS), frames))
+
+
+def _lines_of(dump: str) -> list[str]:
+    """Return the whole lines of the last dump; the end of the one before may have come late, and stand before it."""
+    _, _, body = dump.rpartition(HEADER)
+    *lines, _ = body.split("\n")
+    return lines
+
+
+def _is_end(line: str) -> bool:
+    return line == CUT or (line.startswith(BOTTOM) and line.endswith(" in main"))
