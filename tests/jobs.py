@@ -287,6 +287,15 @@ def make_span(_item: object = None) -> tuple[str, str, str]:
         return f"{span.parent.trace_id:x}", f"{span.parent.span_id:x}", present_span()[1]
 
 
+def keywords(**kwds: Any) -> dict[str, Any]:
+    return kwds
+
+
+def spin() -> NoReturn:
+    while True:
+        os.getpid()
+
+
 def variable(name: str) -> str | None:
     return os.environ.get(name)
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         WorkerDied,
         WrongLoop,
     )
+    from .executor import PoolExecutor
     from .hooks import CallEnded, CallQueued, CallStarted, Event, Hook, WorkerLeft, WorkerStarted
     from .pickling import Pickler
     from .pool import AioPool
@@ -58,6 +59,7 @@ __all__ = [
     "MapResult",
     "NotPicklable",
     "Pickler",
+    "PoolExecutor",
     "PoolFull",
     "PoolNotRunning",
     "PoolStats",
@@ -89,6 +91,7 @@ _ELSEWHERE = {
     "Latencies": "stats",
     "MapResult": "results",
     "Pickler": "pickling",
+    "PoolExecutor": "executor",
     "PoolStats": "stats",
     "Shared": "sharing",
     "WorkerLeft": "hooks",

@@ -22,6 +22,7 @@ from .arguments import (
 from .backends.base import Backend
 from .calls import Call, Limits, Outcome
 from .carrying import Around
+from .executor import PoolExecutor
 from .lifecycle import Guard
 from .packing import Function, Packer
 from .recycling import RecyclePolicy
@@ -120,22 +121,30 @@ class Caller:
             PoolTerminated: the pool was terminated meanwhile.
             BrokenPool: workers keep dying before they can serve a call.
         """
-        function, positional, keywords = self._prepare(func, args, kwds)
-        limits, packer = self._limits_for(timeout, retries), self._engine.packer
-        result: AsyncResult[T] = AsyncResult(self._engine.backend, function.name)
-        call = packer.make(function, positional, keywords, result.finish, limits, packer.carried())
         if self._engine.admission.limited:
-            try:
-                await self._engine.admission.enter()
-            except BaseException:
-                packer.drop(call)
-                raise
-        result.begin(call)
-        del call  # it has the result, that has the exception, and the exception's traceback has this frame
+            result = await self._begin_in_turn(func, args, kwds, self._limits_for(timeout, retries))
+        else:
+            result = self.apply_async(func, args, kwds, timeout=timeout, retries=retries)
         try:
             return await result
         finally:
-            del result
+            del result  # it has the exception, whose traceback has this frame
+
+    async def _begin_in_turn(
+        self, func: Callable[..., T], args: Iterable[Any], kwds: Mapping[str, Any] | None, limits: Limits
+    ) -> AsyncResult[T]:
+        """Begin a call as soon as there is room for it."""
+        function, positional, keywords = self._prepare(func, args, kwds)
+        packer = self._engine.packer
+        result: AsyncResult[T] = AsyncResult(self._engine.backend, function.name)
+        call = packer.make(function, positional, keywords, result.finish, limits, packer.carried())
+        try:
+            await self._engine.admission.enter()
+        except BaseException:
+            packer.drop(call)
+            raise
+        result.begin(call)
+        return result
 
     def apply_async(
         self,
@@ -176,6 +185,14 @@ class Caller:
     def submit(self, func: Callable[P, T], /, *args: P.args, **kwds: P.kwargs) -> AsyncResult[T]:
         """Begin ``func(*args, **kwds)`` in a worker: `apply_async` with the arguments written as in a call."""
         return self.apply_async(func, args, kwds)
+
+    def as_executor(self) -> PoolExecutor:
+        """Return a `concurrent.futures.Executor` that runs its calls here, for libraries that want one.
+
+        It may be used in any thread, and be the loop's default executor. Its functions and their arguments and values
+        are pickled, as ever. Cancelling one of its futures cancels the call. Shutting it down leaves the pool alone.
+        """
+        return PoolExecutor(self._engine.backend, partial(self._begin_in_turn, limits=self._limits))
 
     def _prepare(
         self, func: Callable[..., object], args: Iterable[Any], kwds: Mapping[str, Any] | None

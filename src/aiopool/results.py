@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 from . import failures
 from .arguments import check_callable
 from .backends.base import Backend
-from .calls import CANCELLED, Call, Outcome, Reply
+from .calls import CANCELLED, Call, CallPhase, Outcome, Reply
 from .exceptions import AioPoolError, CallAborted, NotPicklable, PoolTerminated, ResultTimeout
 from .pickling import Pickling
 
@@ -31,6 +31,9 @@ HARMFUL = (
     asyncio.CancelledError,
 )
 """Exceptions that mean something else to whoever awaits a result than "the call failed"."""
+
+
+NOT_BEGUN = (CallPhase.NEW, CallPhase.WAITING, CallPhase.SENT)
 
 
 def open_outcome(outcome: Reply | BaseException, pickling: Pickling, call: str, deliver: Deliver) -> None:
@@ -115,6 +118,11 @@ class AsyncResult(asyncio.Future[T], Generic[T]):
     def ready(self) -> bool:
         """Return whether the call has ended."""
         return self.done()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether no worker has begun the call, as far as is known."""
+        return not self.done() and all(call.phase in NOT_BEGUN for call in self._calls)
 
     def successful(self) -> bool:
         """Return whether the call ended with a value; raises ValueError while it has not ended."""

@@ -1,0 +1,140 @@
+"""A pool as an executor of `concurrent.futures`: for other threads, and for libraries that know nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import itertools
+import threading
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any, ParamSpec, TypeVar
+
+from .arguments import at_least_one, check_callable
+from .backends.base import Backend, in_loop
+from .results import AsyncResult
+from .worker import job
+
+__all__ = ["PoolExecutor"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+Begin = Callable[[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]], Coroutine[Any, Any, AsyncResult[Any]]]
+"""Takes a function and its arguments; returns when there is room for the call, and it has begun."""
+
+
+class ExecutorCall:
+    """One call of an executor.
+
+    Attributes:
+        result: None while the pool has no room for it.
+    """
+
+    __slots__ = ("result",)
+
+    def __init__(self) -> None:
+        self.result: AsyncResult[Any] | None = None
+
+
+class PoolExecutor(concurrent.futures.ThreadPoolExecutor):
+    """Runs its calls in a pool.
+
+    It is a `ThreadPoolExecutor` in name only, since event loops take nothing else for their default executor: it never
+    starts a thread.
+
+    Args:
+        backend: the pool's.
+        begin: begins a call there.
+    """
+
+    def __init__(self, backend: Backend, begin: Begin) -> None:
+        super().__init__(max_workers=backend.seats)
+        self._backend = backend
+        self._begin = begin
+        self._turn = threading.Lock()  # between submit and shutdown
+        self._over = False
+        self._calls: dict[concurrent.futures.Future[Any], ExecutorCall] = {}  # that have not ended
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> concurrent.futures.Future[T]:
+        """Begin ``fn(*args, **kwargs)`` in a worker. What does not pickle is an exception of the future.
+
+        Raises:
+            RuntimeError: the executor was shut down, or the pool's loop is closed.
+            TypeError: ``fn`` cannot be called.
+        """
+        check_callable("fn", fn)
+        with self._turn:
+            if self._over:
+                raise RuntimeError("cannot schedule new futures after shutdown")
+            call = ExecutorCall()
+            running = self._run(call, fn, args, kwargs)
+            try:
+                future = asyncio.run_coroutine_threadsafe(running, self._backend.loop)
+            except RuntimeError:
+                running.close()
+                raise
+            self._calls[future] = call
+        future.add_done_callback(self._forget)
+        return future
+
+    def map(
+        self, fn: Callable[..., T], *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1
+    ) -> Iterator[T]:
+        """Call ``fn`` with one item of each iterable at a time; return an iterator over the values, in order.
+
+        Args:
+            fn: what to call in the workers.
+            iterables: read at once.
+            timeout: seconds from now until the iterator raises TimeoutError, or None.
+            chunksize: how many calls travel together; for the pool they are one.
+        """
+        if at_least_one("chunksize", chunksize) == 1:
+            return super().map(fn, *iterables, timeout=timeout)
+        calls = zip(*iterables, strict=False)
+        chunks = iter(lambda: list(itertools.islice(calls, chunksize)), [])
+        values: Iterator[list[T]] = super().map(partial(job.starmap_chunk, fn), chunks, timeout=timeout)
+        return itertools.chain.from_iterable(values)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 - as it is there
+        """Take no more calls.
+
+        Args:
+            wait: until all of them have ended.
+            cancel_futures: cancel those that no worker has begun.
+
+        Raises:
+            RuntimeError: it would wait for calls in the pool's own loop, which brings them to their end.
+        """
+        with self._turn:
+            self._over = True
+            futures = list(self._calls)
+        loop = self._backend.loop
+        if cancel_futures and not loop.is_closed():
+            loop.call_soon_threadsafe(self._cancel_waiting)
+        if wait and futures:
+            if in_loop(loop):
+                raise RuntimeError(
+                    "shutdown(wait=True) in the pool's own loop would wait for calls that can only end in that loop: "
+                    "await their futures first (`asyncio.wrap_future`), or call shutdown(wait=False)"
+                )
+            concurrent.futures.wait(futures)
+
+    # In the loop.
+
+    async def _run(self, call: ExecutorCall, fn: Callable[..., T], args: tuple[Any, ...], kwds: Mapping[str, Any]) -> T:
+        result: AsyncResult[T] = await self._begin(fn, args, kwds)
+        call.result = result
+        try:
+            return await result
+        finally:
+            del result  # it has the exception, whose traceback has this frame
+
+    def _cancel_waiting(self) -> None:
+        for future, call in list(self._calls.items()):
+            if call.result is None or call.result.waiting:
+                future.cancel()
+
+    def _forget(self, future: concurrent.futures.Future[Any]) -> None:
+        with self._turn:
+            self._calls.pop(future, None)
