@@ -22,7 +22,8 @@ from aiopool.phases import PoolPhase, WorkerPhase
 from aiopool.wire import Kind
 
 if TYPE_CHECKING:
-    from aiopool.backends.process import End, WorkerProcess
+    from aiopool.backends.handles import End
+    from aiopool.backends.process import WorkerProcess
     from aiopool.calls import Call, Outcome
     from aiopool.wire import Frame
 

@@ -13,7 +13,8 @@ import pytest
 
 import jobs
 from aiopool import AioPool, AsyncResult, InitializerError, PoolTerminated
-from aiopool.backends.process import End, WorkerProcess
+from aiopool.backends.handles import End
+from aiopool.backends.process import WorkerProcess
 from aiopool.phases import WorkerPhase
 from faultpoints import DOWN, PLACES, UP, Point, Tapped, Taps
 from latch import Latch

@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .backends.inline import Inline
     from .caller import Caller
     from .exceptions import (
         AioPoolError,
@@ -55,6 +56,7 @@ __all__ = [
     "Hook",
     "ImapIterator",
     "InitializerError",
+    "Inline",
     "Latencies",
     "MapResult",
     "NotPicklable",
@@ -88,6 +90,7 @@ _ELSEWHERE = {
     "Event": "hooks",
     "Hook": "hooks",
     "ImapIterator": "streams",
+    "Inline": "backends.inline",
     "Latencies": "stats",
     "MapResult": "results",
     "Pickler": "pickling",

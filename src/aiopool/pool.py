@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from functools import partial
 from multiprocessing.context import BaseContext
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 from . import log_records
 from .admission import Admission
@@ -22,8 +22,10 @@ from .arguments import (
     seconds,
 )
 from .backends import start_methods
+from .backends.handles import Setup
+from .backends.inline import Inline, InlineWorker, References
 from .backends.local import LocalBackend
-from .backends.process import Setup
+from .backends.process import WorkerProcess
 from .caller import Caller, Engine
 from .calls import Limits
 from .carrying import Carrier
@@ -32,7 +34,7 @@ from .hooks import Hook, Hooks
 from .lifecycle import Lifecycle
 from .packing import Packer
 from .phases import PoolPhase, WorkerPhase
-from .pickling import PLAIN, ForeignPickling, Pickler, check_pickler
+from .pickling import PLAIN, ForeignPickling, Pickler, Pickling, check_pickler
 from .recycling import RecyclePolicy
 from .sharing import Shared
 from .stats import PoolStats
@@ -94,6 +96,8 @@ class AioPool(Lifecycle, Caller):
             NumExpr) may use in a worker. None divides the CPUs among the workers, but for what the environment says
             already. What a fork brings along, and what the fork server has imported, keeps the limit that it has.
         hooks: objects with a method ``on_event`` that is called with each of the pool's events; see `aiopool.Hook`.
+        backend: what runs the calls: ``"local"``, workers on this machine; ``"inline"`` or an `aiopool.Inline`, this
+            process, for tests, breakpoints and mocks.
 
     Raises:
         ValueError: a number is out of its range, or the start method unknown.
@@ -122,15 +126,15 @@ class AioPool(Lifecycle, Caller):
         pickler: Pickler | None = None,
         thread_limit: int | None = None,
         hooks: Iterable[Hook] = (),
+        backend: Literal["local", "inline"] | Inline = "local",
     ) -> None:
         cpus = usable_cpus()
         seats = cpus if processes is None else at_least_one("processes", processes)
         if initializer is not None:
             check_callable("initializer", initializer)
         modules = module_names("preload", preload)
-        if pickler is not None:
-            check_pickler(pickler)
-        pickling = PLAIN if pickler is None else ForeignPickling(pickler)
+        inline = find_inline(backend)
+        pickling = find_pickling(pickler, inline)
         watchers = Hooks(iterate("hooks", hooks))
         carrier = Carrier(iterate("context_vars", context_vars))
         start_method = find_context(context)
@@ -140,7 +144,7 @@ class AioPool(Lifecycle, Caller):
             optional(seconds, "max_age", max_age),
             fraction("recycle_jitter", recycle_jitter),
         )
-        backend = LocalBackend(
+        runs = LocalBackend(
             seats,
             Setup(
                 start_method,
@@ -154,12 +158,13 @@ class AioPool(Lifecycle, Caller):
             grace=seconds("cancel_grace", cancel_grace, zero=True),
             start_timeout=seconds("start_timeout", start_timeout),
             hooks=watchers,
+            kind=WorkerProcess if inline is None else InlineWorker,
         )
-        Lifecycle.__init__(self, backend, partial(start_methods.prepare, start_method, modules))
-        admission = Admission(backend, optional(at_least_one, "max_pending", max_pending))
-        Caller.__init__(
-            self, Engine(backend, Packer(backend, carrier, pickling, watchers), admission, policy, self._guard), limits
-        )
+        prepare = partial(start_methods.prepare, start_method, modules) if inline is None else _nothing
+        Lifecycle.__init__(self, runs, prepare)
+        packer = Packer(runs, carrier, pickling, watchers)
+        admission = Admission(runs, optional(at_least_one, "max_pending", max_pending))
+        Caller.__init__(self, Engine(runs, packer, admission, policy, self._guard), limits)
 
     @property
     def processes(self) -> int:
@@ -198,3 +203,26 @@ class AioPool(Lifecycle, Caller):
                 "this pool's pickler has no dumps with buffer_callback, as pickle has it: nothing can be shared"
             )
         return Shared(self._backend.share(self._engine.packer.pack_value(value)))
+
+
+def find_inline(backend: str | Inline) -> Inline | None:
+    """Return how calls run in this process, or None for workers; raise ValueError for what is neither."""
+    if isinstance(backend, Inline):
+        return backend
+    if backend not in ("local", "inline"):
+        raise ValueError(f"backend must be 'local', 'inline' or an aiopool.Inline, not {backend!r}")
+    return Inline() if backend == "inline" else None
+
+
+def find_pickling(pickler: Pickler | None, inline: Inline | None) -> Pickling:
+    """Return what pickles for a pool, or raise TypeError or ValueError."""
+    if pickler is None:
+        return ForeignPickling(References()) if inline is not None and not inline.pickled else PLAIN
+    check_pickler(pickler)
+    if inline is not None and not inline.pickled:
+        raise ValueError(f"pickler must be None where nothing is pickled, not {pickler!r}")
+    return ForeignPickling(pickler)
+
+
+def _nothing() -> None:
+    """Prepare nothing."""

@@ -20,7 +20,8 @@ from ..seats import Worker
 from ..sharing import CallPayload, Share
 from ..stacks import WorkerStack
 from ..stats import PoolStats, Tally, end_of
-from .process import End, Setup, WorkerProcess, failed_start
+from .handles import End, Handle, Observer, Setup
+from .process import WorkerProcess, failed_start
 from .start_methods import UNGUARDED, UNGUARDED_TEXT
 from .survey import stacks_of, stats_of
 
@@ -37,7 +38,17 @@ ANSWERS = (RESULT, FAILED)
 
 
 class LocalBackend:
-    """Runs calls in worker processes on this machine. See `aiopool.backends.base.Backend`."""
+    """Runs calls in workers on this machine. See `aiopool.backends.base.Backend`.
+
+    Args:
+        seats: how many.
+        setup: how they are started.
+        policy: when they have served enough.
+        grace: seconds from the interruption of a call to the end of its worker; 0 for no interruption.
+        start_timeout: seconds that a worker has to become ready.
+        hooks: told what happens.
+        kind: of worker.
+    """
 
     loop: asyncio.AbstractEventLoop
 
@@ -50,13 +61,15 @@ class LocalBackend:
         grace: float,
         start_timeout: float,
         hooks: Hooks,
+        kind: Callable[[int, int, asyncio.AbstractEventLoop, Setup, Observer], Handle] = WorkerProcess,
     ) -> None:
         self._seats = seats
         self._tell = hooks.tell if hooks else None
         self.pickling = setup.pickling
         self._setup = setup
+        self._make = kind
         self._dispatcher = Dispatcher(seats, policy, grace=grace, start_timeout=start_timeout, depth=DEPTH)
-        self._processes: dict[int, WorkerProcess] = {}
+        self._processes: dict[int, Handle] = {}
         self._unstarted: deque[int] = deque()  # workers that are to get a process
         self._tally = Tally()
         self._shares: weakref.WeakSet[Share] = weakref.WeakSet()
@@ -193,7 +206,7 @@ class LocalBackend:
         stats = [stats_of(worker, process, now) for worker, process in workers]
         return self._tally.snapshot(self.phase.value, stats, self.waiting, running)
 
-    def _present(self) -> list[tuple[Worker, WorkerProcess | None]]:
+    def _present(self) -> list[tuple[Worker, Handle | None]]:
         return [(worker, self._processes.get(worker.id)) for worker in list(self._dispatcher.workers.values())]
 
     async def stacks(self) -> list[WorkerStack]:
@@ -352,7 +365,7 @@ class LocalBackend:
     def _spawn(self, worker: int) -> None:
         try:
             seat = self._dispatcher.workers[worker].seat.number
-            process = WorkerProcess(worker, seat, self.loop, self._setup, observer=self)
+            process = self._make(worker, seat, self.loop, self._setup, self)
         except OSError as error:  # no descriptors left
             failure = failed_start(error)
             self._perform(self._dispatcher.died(worker, None, None, self.loop.time(), cause=failure))

@@ -12,27 +12,24 @@ import socket
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
-from multiprocessing.context import BaseContext
 from pathlib import Path
-from typing import NamedTuple, Protocol
 
 from .. import wire
-from ..exceptions import AioPoolError, InitializerError
-from ..pickling import Pickling
+from ..exceptions import InitializerError
 from ..worker import isolation
 from ..worker import main as worker_main
 from ..worker.control import ID, INTERRUPT
 from ..worker.dump import DUMP
 from ..worker.environment import NameWithVariables
-from ..worker.logs import Levels
 from .base import in_loop
 from .channel import Channel
 from .dump import DumpReader
+from .handles import End, Observer, Setup
 
-__all__ = ["End", "Observer", "Setup", "WorkerProcess", "failed_start"]
+__all__ = ["WorkerProcess", "failed_start"]
 
 PIDFD_SIGNAL_PROCESS_GROUP = 4
 """A flag of pidfd_send_signal(2), from Linux 6.9 on: the whole group, also when its leader is reaped."""
@@ -61,55 +58,6 @@ def _close_ends_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_close_ends_in_child)
-
-
-class Observer(Protocol):
-    """Who is told what a worker does. The number is the worker's."""
-
-    def received(self, worker: int, frames: list[wire.Frame]) -> None:
-        """It sent messages."""
-
-    def garbled(self, worker: int) -> None:
-        """It sent what is no message."""
-
-    def gone(self, worker: int, end: End) -> None:
-        """Its process is reaped, or was never started, and nothing of it is left."""
-
-
-class End(NamedTuple):
-    """How a worker's process ended.
-
-    Attributes:
-        pid: None when there never was one.
-        exitcode: None when nobody could tell.
-        unread: how many of the last packets of calls that were sent to it, it has not read.
-        cause: why the process could not be started, or None.
-    """
-
-    pid: int | None = None
-    exitcode: int | None = None
-    unread: int = 0
-    cause: AioPoolError | None = None
-
-
-class Setup(NamedTuple):
-    """How all workers of a pool are started.
-
-    Attributes:
-        context: of multiprocessing; says how a process is started.
-        initializer: run in the worker first.
-        memory_limit: bytes, see `aiopool.worker.main.main`.
-        levels: returns those of the log records that workers are to send, see `aiopool.worker.main.main`.
-        pickling: how calls and their outcomes are pickled.
-        variables: of the environment, as workers are to have them.
-    """
-
-    context: BaseContext
-    initializer: worker_main.Initializer
-    memory_limit: int | None
-    levels: Callable[[], Levels | None]
-    pickling: Pickling
-    variables: Mapping[str, str]
 
 
 class WorkerProcess:

@@ -9,7 +9,7 @@ from ..seats import Worker
 from ..stacks import WorkerStack, frames_in
 from ..stats import WorkerStats
 from ..worker.memory import resident_bytes_of
-from .process import WorkerProcess
+from .handles import Handle
 
 __all__ = ["stacks_of", "stats_of"]
 
@@ -17,7 +17,7 @@ PATIENCE = 1.0
 """Seconds that workers have to say what they are doing."""
 
 
-def stats_of(worker: Worker, process: WorkerProcess | None, now: float) -> WorkerStats:
+def stats_of(worker: Worker, process: Handle | None, now: float) -> WorkerStats:
     """Return what is known of a worker. Each thing is looked at once, since this may be another thread."""
     pid, calls = None if process is None else process.pid, tuple(worker.calls)
     return WorkerStats(
@@ -32,7 +32,7 @@ def stats_of(worker: Worker, process: WorkerProcess | None, now: float) -> Worke
     )
 
 
-async def stacks_of(workers: Sequence[tuple[Worker, WorkerProcess | None]]) -> list[WorkerStack]:
+async def stacks_of(workers: Sequence[tuple[Worker, Handle | None]]) -> list[WorkerStack]:
     """Return what workers are doing, as far as they have a process."""
     asked = [
         (worker.seat.number, process.pid, worker.calls[0].name if worker.calls else None, process.stack())

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 from .. import wire
 from ..parcels import wrap
 from ..pickling import Pickling
-from .control import Control
-from .outlet import Outlet
 
-__all__ = ["CurrentWorker", "begin", "count_call", "current_worker", "report"]
+__all__ = ["Calls", "CurrentWorker", "Station", "begin", "being", "current_worker", "report"]
 
 
 class CurrentWorker(NamedTuple):
@@ -29,36 +29,75 @@ class CurrentWorker(NamedTuple):
     calls: int
 
 
-class _Station(NamedTuple):
-    """What makes this process a worker."""
+class Sender(Protocol):
+    """Sends messages to the parent; see `aiopool.worker.outlet.Outlet`."""
 
-    pid: int
-    seat: int
-    outlet: Outlet
-    control: Control
-    pickling: Pickling
+    def send(self, packets: Sequence[wire.Packet], /) -> None:
+        """Send a message."""
 
 
-_station: _Station | None = None
-_calls = 0
+class Calls(Protocol):
+    """Knows the call that runs, and holds off its interruption; see `aiopool.worker.control.Control`."""
+
+    current: int | None
+
+    @property
+    def interrupted(self) -> int | None:
+        """The call that was interrupted last."""
+
+    def begin(self, call: int, /) -> None:
+        """From now on this call runs."""
+
+    def end(self) -> None:
+        """No call runs."""
+
+    def hold(self) -> None:
+        """Hold interruptions off."""
+
+    def resume(self) -> None:
+        """Go on as ever."""
 
 
-def begin(seat: int, outlet: Outlet, control: Control, pickling: Pickling) -> None:
-    """From now on this process is a worker."""
-    global _station, _calls
-    _station, _calls = _Station(os.getpid(), seat, outlet, control, pickling), 0
+class Station:
+    """What makes this process a worker.
+
+    Attributes:
+        calls: how many it has answered.
+    """
+
+    def __init__(self, seat: int, outlet: Sender, control: Calls, pickling: Pickling) -> None:
+        self.pid = os.getpid()
+        self.seat = seat
+        self.outlet = outlet
+        self.control = control
+        self.pickling = pickling
+        self.calls = 0
 
 
-def count_call() -> None:
-    """One more call is answered."""
-    global _calls  # noqa: PLW0603 - see `begin`
-    _calls += 1
+_station: Station | None = None
+
+
+def begin(station: Station | None) -> None:
+    """From now on this process is a worker, or none."""
+    global _station  # noqa: PLW0603 - a job has nothing else to ask
+    _station = station
+
+
+@contextlib.contextmanager
+def being(station: Station) -> Iterator[None]:
+    """Be a worker for a moment."""
+    before = _station
+    begin(station)
+    try:
+        yield
+    finally:
+        begin(before)
 
 
 def current_worker() -> CurrentWorker | None:
     """Return the worker that this code runs in; None elsewhere: in the parent, or in a process that a job started."""
     station = _present()
-    return None if station is None else CurrentWorker(station.seat, station.pid, _calls)
+    return None if station is None else CurrentWorker(station.seat, station.pid, station.calls)
 
 
 def report(value: object) -> None:
@@ -88,5 +127,5 @@ def report(value: object) -> None:
         station.control.resume()
 
 
-def _present() -> _Station | None:
+def _present() -> Station | None:
     return _station if _station is not None and _station.pid == os.getpid() else None

@@ -12,7 +12,7 @@ from .. import carrying, failures, wire
 from ..exceptions import AioPoolError, CallInterrupted
 from ..parcels import Payload, wrap
 from ..pickling import Pickling, is_name_of
-from .control import Control
+from .current import Calls
 
 __all__ = ["each_of_chunk", "map_chunk", "run", "starmap_chunk"]
 
@@ -45,7 +45,7 @@ class Answer(NamedTuple):
     nanoseconds: int
 
 
-def run(frame: wire.Frame, control: Control, pickling: Pickling) -> Answer:
+def run(frame: wire.Frame, control: Calls, pickling: Pickling) -> Answer:
     """Do what a CALL asks for; return what to answer. Raises nothing."""
     begun = perf_counter_ns()
     try:
@@ -57,7 +57,7 @@ def run(frame: wire.Frame, control: Control, pickling: Pickling) -> Answer:
     return Answer(kind, payload, perf_counter_ns() - begun)
 
 
-def _result(frame: wire.Frame, control: Control, pickling: Pickling) -> Payload:
+def _result(frame: wire.Frame, control: Calls, pickling: Pickling) -> Payload:
     if frame.payload is None:
         raise AioPoolError("the arguments could not be received: the worker has no descriptor left for their memory")
     try:

@@ -25,6 +25,7 @@ from ..parcels import wrap
 from ..pickling import PLAIN, Pickling
 from . import current, isolation, job
 from .control import Control
+from .current import Station
 from .dump import dump_into
 from .memory import resident_bytes
 from .outlet import Outlet
@@ -150,13 +151,14 @@ def main(
     dump_into(lines.dumps.fileno())
     with channel, contextlib.suppress(ConnectionError):  # the parent may be gone; its end is no news to report
         outlet = Outlet(channel)
-        current.begin(seat, outlet, control, pickling)
+        station = current.Station(seat, outlet, control, pickling)
+        current.begin(station)
         if levels is not None:
             from .logs import forward  # noqa: PLC0415 - a worker that leaves logging alone need not import it
 
             forward(outlet, levels)
         if _introduce(outlet, initializer):
-            _serve(channel, outlet, control, pickling, memory_limit)
+            _serve(channel, station, memory_limit)
     if ENDS_WITHOUT_ATEXIT:
         atexit._run_exitfuncs()  # noqa: SLF001 - as multiprocessing itself does from 3.13 on
 
@@ -182,20 +184,18 @@ def _introduce(outlet: Outlet, initializer: Initializer | PickledInitializer) ->
     return True
 
 
-def _serve(
-    channel: socket.socket, outlet: Outlet, control: Control, pickling: Pickling, memory_limit: int | None
-) -> None:
+def _serve(channel: socket.socket, station: Station, memory_limit: int | None) -> None:
     decoder, arrival = wire.Decoder(), Arrival(channel)
     while (frame := _receive(channel, decoder, arrival)).kind != wire.Kind.LEAVE:
         if frame.kind == wire.Kind.SHARE:
-            sharing.keep(frame.call, frame.payload, frame.buffers, pickling)
+            sharing.keep(frame.call, frame.payload, frame.buffers, station.pickling)
         elif frame.kind == wire.Kind.DROP:
             sharing.drop(frame.call)
         else:
-            _answer(outlet, frame, control, pickling)
-            current.count_call()
+            _answer(station, frame)
+            station.calls += 1
             if memory_limit is not None and resident_bytes() > memory_limit:
-                outlet.send(wire.encode(wire.Kind.HEAVY))
+                station.outlet.send(wire.encode(wire.Kind.HEAVY))
         del frame  # or what came with it would be kept while we wait
 
 
@@ -238,12 +238,12 @@ def _receive(channel: socket.socket, decoder: wire.Decoder, arrival: Arrival) ->
                 return frame
 
 
-def _answer(outlet: Outlet, frame: wire.Frame, control: Control, pickling: Pickling) -> None:
+def _answer(station: Station, frame: wire.Frame) -> None:
     if frame.kind == wire.Kind.TIMED:
-        outlet.send(wire.encode(wire.Kind.BEGUN, frame.call))
-    answer = job.run(frame, control, pickling)
+        station.outlet.send(wire.encode(wire.Kind.BEGUN, frame.call))
+    answer = job.run(frame, station.control, station.pickling)
     _flush()
-    outlet.send(wire.encode(answer.kind, frame.call, answer.payload, answer.nanoseconds))
+    station.outlet.send(wire.encode(answer.kind, frame.call, answer.payload, answer.nanoseconds))
 
 
 def _flush() -> None:
