@@ -26,6 +26,8 @@ from aiopool.backends.local import LocalBackend
 from faultpoints import Taps
 from latch import Latch
 
+pytest_plugins = ["pytester"]
+
 settings.register_profile("here", deadline=None, derandomize=True)
 settings.load_profile("here")
 

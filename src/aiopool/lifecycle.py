@@ -29,6 +29,10 @@ with contextlib.suppress(ImportError):  # a release that names it otherwise load
     importlib.import_module("anyio._backends._asyncio")
 
 
+started: weakref.WeakSet[Lifecycle] = weakref.WeakSet()
+"""Pools that have been started, as long as somebody holds them."""
+
+
 class Guard:
     """Knows where a pool may be used: in its process, its thread and its loop.
 
@@ -91,6 +95,7 @@ class Lifecycle:
         start_methods.end_unguarded_import()
         self._prepare_start()
         await anyio.lowlevel.checkpoint_if_cancelled()
+        started.add(self)
         self._finalizer = weakref.finalize(self, _forgotten, self._backend, self._guard.owner)
         await self._or_end(self._backend.start())
 
@@ -146,7 +151,7 @@ class Lifecycle:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if kind is GeneratorExit:
-            self._leave_at_once()
+            self.abandon()
         elif kind is not None:
             self.terminate()
             await self._settle()
@@ -159,15 +164,20 @@ class Lifecycle:
         try:
             await step
         except GeneratorExit:
-            self._leave_at_once()
+            self.abandon()
             raise
         except BaseException:
             self.terminate()
             await self._settle()
             raise
 
-    def _leave_at_once(self) -> None:
-        """End the workers without waiting: the coroutine that we are in is being closed, and must not await."""
+    @property
+    def alive(self) -> bool:
+        """Whether it has been started, and has not ended."""
+        return self._backend.phase not in (PoolPhase.NEW, PoolPhase.CLOSED)
+
+    def abandon(self) -> None:
+        """End the workers at once, without a loop: for where nothing can be awaited."""
         self._backend.abandon()
         self._forget()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import NamedTuple, Protocol
 
 from .. import wire
@@ -84,7 +84,7 @@ def begin(station: Station | None) -> None:
 
 
 @contextlib.contextmanager
-def being(station: Station) -> Iterator[None]:
+def being(station: Station) -> Generator[None, None, None]:
     """Be a worker for a moment."""
     before = _station
     begin(station)
