@@ -101,7 +101,8 @@ def _options(request: pytest.FixtureRequest) -> dict[str, Any]:
 def _fixtures_for(plugin: str) -> ModuleType:
     """Return a plugin with the fixtures that are another plugin's to run."""
     made = ModuleType(f"{__name__}.{plugin}")
-    for kind, options in (("", {}), ("inline_", {"backend": "inline"})):
+    kinds: dict[str, dict[str, Any]] = {"": {}, "inline_": {"backend": "inline"}}
+    for kind, options in kinds.items():
         if plugin == "anyio":
             setattr(made, f"_aiopool_{kind}anyio", pytest.fixture(_fixture(options)))
             continue
@@ -112,7 +113,7 @@ def _fixtures_for(plugin: str) -> ModuleType:
     return made
 
 
-def _fixture(options: dict[str, str]) -> Callable[[pytest.FixtureRequest], AsyncGenerator[AioPool, None]]:
+def _fixture(options: dict[str, Any]) -> Callable[[pytest.FixtureRequest], AsyncGenerator[AioPool, None]]:
     async def pool(request: pytest.FixtureRequest) -> AsyncGenerator[AioPool, None]:
         from . import AioPool  # noqa: PLC0415 - not imported for tests that use no pool
 
