@@ -5,12 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import io
 import itertools
-from collections.abc import AsyncIterator, Callable, Iterator
+import operator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any, NoReturn
 
 import pytest
+import rich.console
+import rich.progress
 import uvloop
+from tqdm.asyncio import tqdm
 
 import jobs
 from aiopool import (
@@ -557,3 +562,45 @@ async def test_a_stream_that_is_collected_is_closed_in_a_turn_of_the_loops_own()
         assert not window.closed
         while not window.closed:
             await asyncio.sleep(0)
+
+
+async def test_a_stream_tells_how_many_values_are_left() -> None:
+    """Where its input has told, for progress bars; whatever raises counts as well, and at the end there are none."""
+    async with AioPool(1) as pool:
+        stream = pool.imap(jobs.fail_at, range(5), chunksize=2)
+        assert operator.length_hint(stream) == 5
+        assert [await anext(stream) for _ in range(3)] == [0, 1, 2]
+        with pytest.raises(ValueError, match="3"):
+            await anext(stream)
+        assert operator.length_hint(stream) == 1
+        assert await anext(stream) == 4
+        assert operator.length_hint(stream) == 0
+        unknown = pool.imap_unordered(jobs.square, iter_of(range(3)))
+        assert operator.length_hint(unknown, 77) == 77
+        assert sorted([value async for value in unknown]) == [0, 1, 4]
+        assert operator.length_hint(unknown, 77) == 0
+        left = pool.imap(jobs.square, range(100))
+        await left.aclose()
+        assert operator.length_hint(left, 77) == 0
+
+
+async def test_progress_bars_go_over_streams_as_they_are() -> None:
+    """tqdm's, and rich's."""
+    async with AioPool(1) as pool:
+        stream = pool.imap(jobs.square, range(20))
+        drawn = io.StringIO()
+        assert [value async for value in tqdm(stream, total=operator.length_hint(stream), file=drawn)] == [
+            number**2 for number in range(20)
+        ]
+        assert "20/20" in drawn.getvalue()
+        with rich.progress.Progress(console=rich.console.Console(file=io.StringIO())) as progress:
+            stream = pool.imap_unordered(jobs.square, range(20))
+            task = progress.add_task("squares", total=operator.length_hint(stream))
+            async for _ in stream:
+                progress.advance(task)
+            assert progress.finished
+
+
+def iter_of(items: Iterable[int]) -> Iterator[int]:
+    """Give items without telling how many."""
+    yield from items

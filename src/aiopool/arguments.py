@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import multiprocessing
+import operator
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -19,6 +20,7 @@ __all__ = [
     "fraction",
     "iterate",
     "iterate_input",
+    "length_of",
     "module_names",
     "name_of",
     "optional",
@@ -92,6 +94,12 @@ def iterate(name: str, value: Iterable[T], kind: str = "iterable") -> Iterator[T
 def iterate_input(value: Iterable[T]) -> Iterator[T]:
     """Return an iterator over what is to be mapped, or raise TypeError."""
     return iterate("the input", value, "an iterable or an async iterable")
+
+
+def length_of(value: object) -> int | None:
+    """Return how many items there are, or should be, or None if that is not known."""
+    length = operator.length_hint(value, -1)
+    return None if length < 0 else length
 
 
 def check_callable(name: str, value: object) -> None:

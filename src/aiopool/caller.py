@@ -15,6 +15,7 @@ from .arguments import (
     check_callable,
     iterate,
     iterate_input,
+    length_of,
     name_of,
     optional,
     seconds,
@@ -435,6 +436,7 @@ class Caller:
             chunksize=chunksize,
             buffersize=ahead,
             ordered=ordered,
+            left=length_of(iterable),
         )
         window.open(source)
         return ImapIterator(window)

@@ -57,6 +57,7 @@ class Window:
         chunksize: items in a chunk.
         buffersize: chunks in the window.
         ordered: whether they are handed out in the order of the input.
+        left: how many values there will be, or None if the input does not tell.
     """
 
     def __init__(
@@ -69,8 +70,10 @@ class Window:
         chunksize: int,
         buffersize: int,
         ordered: bool,
+        left: int | None = None,
     ) -> None:
         self.backend = backend
+        self.left = left
         self.name = name
         self.running = 0
         self.closed = False
@@ -218,6 +221,8 @@ class Window:
     def hand_out(self, chunk: Chunk) -> Any:
         """Return a value of this chunk, or raise what its call raised; make room when it was the last."""
         value = chunk.values.popleft() if chunk.values else None
+        if self.left:
+            self.left -= 1
         if not chunk.values:
             self._chunks.remove(chunk)
             self._room.set()
@@ -315,6 +320,11 @@ class ImapIterator(AsyncIterator[T], Generic[T]):
                 raise
         value: T = window.hand_out(chunk)
         return value
+
+    def __length_hint__(self) -> int:
+        """Return how many values are left, if the input has told (`operator.length_hint`): for progress bars."""
+        left = 0 if self._window.over else self._window.left
+        return NotImplemented if left is None else left
 
     async def next(self, timeout: float | None = None) -> T:
         """Return the next value.
