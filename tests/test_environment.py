@@ -83,6 +83,28 @@ def test_the_main_module_is_imported_with_it(tmp_path: Path, method: str) -> Non
     assert done.stdout.split() == ["None", "3"]
 
 
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_it_is_set_before_the_package_can_be_imported(tmp_path: Path, method: str) -> None:
+    """In a program that has found it by a path of its own."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        textwrap.dedent(f"""
+        import asyncio, os, sys
+        sys.path += {sys.path!r}
+        from aiopool import AioPool
+
+        async def main():
+            async with AioPool(1, context={method!r}, thread_limit=3) as pool:
+                print(await pool.apply(os.getenv, ("OMP_NUM_THREADS",)))
+
+        if __name__ == "__main__":
+            asyncio.run(main())
+        """)
+    )
+    done = subprocess.run([sys.executable, "-ISB", program], capture_output=True, text=True, check=False, timeout=50)
+    assert (done.stdout, done.stderr) == ("3\n", "")
+
+
 @pytest.mark.parametrize(("odd", "error"), [(0, ValueError), (1.5, TypeError)])
 def test_a_bad_limit_is_refused(odd: int, error: type[Exception]) -> None:
     """With its value."""

@@ -1,7 +1,9 @@
 """How many threads the numerical libraries of a worker may start: by the environment variables that they read.
 
 They read them when they are imported, and the main module, which multiprocessing imports before anything of the pool's
-runs, may import them first. What comes even before that is the process's name. So the name carries the variables.
+runs, may import them first. What comes even before that is the process's name. So the name carries the variables. At
+that time nothing of the pool's can be imported, either, where it has been found by the parent's `sys.path`: what sets
+them is the interpreter's own.
 """
 
 from __future__ import annotations
@@ -43,10 +45,5 @@ class NameWithVariables(str):
         made._variables = variables
         return made
 
-    def __reduce__(self) -> tuple[Callable[[str, Mapping[str, str]], str], tuple[str, Mapping[str, str]]]:
-        return _unpickled, (str(self), self._variables)
-
-
-def _unpickled(name: str, variables: Mapping[str, str]) -> str:
-    os.environ.update(variables)
-    return name
+    def __reduce__(self) -> tuple[Callable[[str], str], tuple[str]]:
+        return eval, (f"__import__('os').environ.update({dict(self._variables)!r}) or {str(self)!r}",)
