@@ -122,8 +122,8 @@ class Histogram:
     __slots__ = ("counts", "seconds")
 
     def __init__(self) -> None:
-        self.counts = [0] * BUCKETS
-        self.seconds = 0.0
+        self.counts: list[int] = [0] * BUCKETS
+        self.seconds: float = 0.0
 
     def add(self, seconds: float) -> None:
         """It took so long once more."""
