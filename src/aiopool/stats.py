@@ -32,7 +32,7 @@ class Latencies:
     seconds: float
 
     BOUNDS: ClassVar[tuple[float, ...]] = (*(2**power / MICRO for power in range(BUCKETS - 1)), float("inf"))
-    """Seconds: a millionth, and then always twice as many; the last is infinite."""
+    """In seconds, a millionth, and then always twice as many; the last is infinite."""
 
     @property
     def count(self) -> int:
