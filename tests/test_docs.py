@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import aiopool
+from aiopool.contrib import otel, prometheus
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -25,3 +28,10 @@ def test_every_fault_in_the_documents_names_a_test_that_exists() -> None:
         assert f"def {name}" in (ROOT / "tests" / file).read_text(), (file, name)
         named += 1
     assert named > 30
+
+
+def test_the_reference_has_every_public_name() -> None:
+    """Each of the package and of its contrib modules has an entry."""
+    text = (ROOT / "docs" / "reference.md").read_text()
+    entries = set(re.findall(r"^\.\. [\w:]+:: (?:\w+\.)*(\w+)", text, re.MULTILINE))
+    assert {*aiopool.__all__, *otel.__all__, *prometheus.__all__} <= entries

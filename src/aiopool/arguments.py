@@ -45,7 +45,7 @@ def at_least(least: int, name: str, value: int) -> int:
     return value
 
 
-at_least_one = partial(at_least, 1)
+at_least_one: Callable[[str, int], int] = partial(at_least, 1)
 
 
 def optional(check: Callable[[str, T], T], name: str, value: T | None) -> T | None:

@@ -13,7 +13,7 @@ from .sharing import CallPayload
 
 __all__ = ["CANCELLED", "Call", "CallPhase", "Cancelled", "Limits", "Outcome", "Pace", "Reply", "ids"]
 
-ids = itertools.count(1)
+ids: itertools.count[int] = itertools.count(1)
 """What names calls and shares on the wire."""
 
 
@@ -56,7 +56,7 @@ class Pace:
     __slots__ = ("seconds",)
 
     def __init__(self) -> None:
-        self.seconds = math.inf
+        self.seconds: float = math.inf
 
     def learn(self, seconds: float) -> None:
         """Take a call into account: the latest ones count most."""
@@ -142,19 +142,20 @@ class Call:
         automatic: bool = False,
         id_: int | None = None,
     ) -> None:
-        self.id = next(ids) if id_ is None else id_
-        self.name = name
-        self.payload = payload
-        self.finish = finish
-        self.weight = weight
-        self.automatic = automatic
-        self.limits = limits
-        self.pace = pace if pace is not None and isinstance(payload, bytes) else Pace()  # what is large is never quick
+        self.id: int = next(ids) if id_ is None else id_
+        self.name: str = name
+        self.payload: CallPayload = payload
+        self.finish: Callable[[Outcome], None] = finish
+        self.weight: int = weight
+        self.automatic: bool = automatic
+        self.limits: Limits = limits
+        small = isinstance(payload, bytes)  # what is large is never quick
+        self.pace: Pace = pace if pace is not None and small else Pace()
         self.progress: Callable[[bytes | memoryview, Sequence[memoryview]], None] | None = None
-        self.submitted = 0.0
-        self.cost = 0.0
-        self.phase = CallPhase.NEW
-        self.tries = 0
+        self.submitted: float = 0.0
+        self.cost: float = 0.0
+        self.phase: CallPhase = CallPhase.NEW
+        self.tries: int = 0
         self.verdict: Outcome | None = None
 
     def __repr__(self) -> str:

@@ -60,7 +60,7 @@ class Decisions:
         depth: int = 1,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        self.phase = PoolPhase.NEW
+        self.phase: PoolPhase = PoolPhase.NEW
         self.cause: AioPoolError | None = None  # of a failed start or a broken pool
         self._crew = Crew(seats, policy, start_timeout, jitter)
         self._losses = Losses(seats, jitter)

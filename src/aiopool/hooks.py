@@ -12,7 +12,7 @@ from .exceptions import AioPoolError
 
 __all__ = ["CallEnded", "CallQueued", "CallStarted", "Event", "Hook", "Hooks", "WorkerLeft", "WorkerStarted"]
 
-logger = logging.getLogger("aiopool")
+logger: logging.Logger = logging.getLogger("aiopool")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ class Guard:
     """
 
     def __init__(self, backend: Backend) -> None:
-        self.owner = os.getpid()
+        self.owner: int = os.getpid()
         self._backend = backend
 
     def check_usable(self) -> None:

@@ -10,7 +10,7 @@ from .worker.logs import Levels
 
 __all__ = ["handle", "levels"]
 
-logger = logging.getLogger("aiopool")
+logger: logging.Logger = logging.getLogger("aiopool")
 
 
 def levels() -> Levels:

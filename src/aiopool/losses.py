@@ -29,7 +29,7 @@ class Losses:
     """
 
     def __init__(self, seats: int, jitter: Callable[[], float]) -> None:
-        self.budget = FAILURE_BUDGET + seats - 1
+        self.budget: int = FAILURE_BUDGET + seats - 1
         self.not_before: float | None = None
         self._jitter = jitter
         self._in_a_row = 0

@@ -58,10 +58,10 @@ class Parcel:
     with_descriptor: ClassVar[weakref.WeakSet[Parcel]] = weakref.WeakSet()
 
     def __init__(self, parts: Sequence[Sequence[bytes | memoryview]]) -> None:
-        self.lengths = [sum(map(len, part)) for part in parts]
-        self.size = sum(map(_padded, self.lengths))
+        self.lengths: list[int] = [sum(map(len, part)) for part in parts]
+        self.size: int = sum(map(_padded, self.lengths))
         self.descriptor: int | None = None
-        self.content = memoryview(b"")
+        self.content: memoryview = memoryview(b"")
         pieces: list[bytes | memoryview] = []
         for part, length in zip(parts, self.lengths, strict=True):
             pieces += (*part, bytes(_padded(length) - length))

@@ -11,8 +11,11 @@ class WorkerPhase(enum.Enum):
     """Where a worker stands."""
 
     STARTING = "starting"
+    """Its process is being started, or runs its initializer."""
     IDLE = "idle"
+    """Ready, with nothing in hand."""
     BUSY = "busy"
+    """Has calls: the first of them runs."""
     RETIRING = "retiring"
     """Running its last calls, if none of them is taken back; a successor is on the way."""
     LEAVING = "leaving"
@@ -20,6 +23,7 @@ class WorkerPhase(enum.Enum):
     KILLED = "killed"
     """Its process is not reaped yet."""
     GONE = "gone"
+    """Its process is reaped."""
 
 
 _W = WorkerPhase
@@ -38,13 +42,17 @@ class PoolPhase(enum.Enum):
     """Where the pool stands."""
 
     NEW = "new"
+    """Not started."""
     STARTING = "starting"
+    """Its first workers become ready; no call is taken yet."""
     RUNNING = "running"
+    """Calls are taken."""
     BROKEN = "broken"
     """Replacements kept dying. Calls that run may finish; no other is taken."""
     CLOSING = "closing"
     """Accepted calls finish; no other is taken."""
     TERMINATING = "terminating"
+    """Every call has failed; the workers are killed, and not all of them reaped."""
     CLOSED = "closed"
     """No worker and no call is left."""
 

@@ -48,7 +48,7 @@ class Pickling(Protocol):
         ...
 
 
-class PlainPickling:
+class _PlainPickling:
     """That of `pickle`; nothing is put between it and those who use it, for each call does so four times."""
 
     tells_buffers = True
@@ -56,7 +56,7 @@ class PlainPickling:
     loads = staticmethod(pickle.loads)
 
 
-PLAIN: Pickling = PlainPickling()
+PLAIN: Pickling = _PlainPickling()
 
 
 class ForeignPickling:
@@ -64,7 +64,7 @@ class ForeignPickling:
 
     def __init__(self, pickler: Pickler) -> None:
         self._pickler = pickler
-        self.tells_buffers = _takes(pickler.dumps, "buffer_callback")
+        self.tells_buffers: bool = _takes(pickler.dumps, "buffer_callback")
 
     def dumps(
         self, value: object, least: float = parcels.LARGE, notice: Callable[[memoryview], None] | None = None, /

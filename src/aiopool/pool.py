@@ -177,7 +177,7 @@ class AioPool(Lifecycle, Caller):
 
     @property
     def healthy(self) -> bool:
-        """Whether calls are taken, and somebody is ready to run them: what a probe asks for."""
+        """Whether calls are taken, and somebody is ready to run them. This is what a probe asks for."""
         stats = self.stats()
         return stats.phase == PoolPhase.RUNNING.value and any(worker.phase in SERVING for worker in stats.workers)
 

@@ -34,19 +34,19 @@ class Worker:
     )
 
     def __init__(self, id_: int, seat: Seat, allowance: Allowance) -> None:
-        self.id = id_
-        self.seat = seat
-        self.allowance = allowance
+        self.id: int = id_
+        self.seat: Seat = seat
+        self.allowance: Allowance = allowance
         self.due: RecycleReason | None = None  # why it is to leave as soon as its successor is ready
-        self.phase = WorkerPhase.STARTING
+        self.phase: WorkerPhase = WorkerPhase.STARTING
         self.calls: deque[Call] = deque()  # sent and not answered; the first of them runs
-        self.load = 0.0  # seconds that its calls will take, as predicted when they were sent
+        self.load: float = 0.0  # seconds that its calls will take, as predicted when they were sent
         self.ready_at: float | None = None  # when it had run its initializer
-        self.since = 0.0  # when the first of them began, as far as can be known
-        self.taken = 0  # calls of the user's function sent to it so far
-        self.served = 0  # those it has answered
-        self.recalling = False  # a recall is under way
-        self.recalled = False  # there is nothing to take back: no call was sent since the last recall
+        self.since: float = 0.0  # when the first of them began, as far as can be known
+        self.taken: int = 0  # calls of the user's function sent to it so far
+        self.served: int = 0  # those it has answered
+        self.recalling: bool = False  # a recall is under way
+        self.recalled: bool = False  # there is nothing to take back: no call was sent since the last recall
         self.cause: AioPoolError | None = None  # why it is no good
 
     def __repr__(self) -> str:
@@ -59,7 +59,7 @@ class Seat:
     __slots__ = ("number", "occupant", "successor")
 
     def __init__(self, number: int) -> None:
-        self.number = number
+        self.number: int = number
         self.occupant: Worker | None = None
         self.successor: Worker | None = None
 
@@ -98,7 +98,7 @@ class Crew:
 
     def __init__(self, seats: int, policy: RecyclePolicy, start_timeout: float, jitter: Callable[[], float]) -> None:
         self.workers: dict[int, Worker] = {}
-        self.seats = [Seat(number) for number in range(seats)]
+        self.seats: list[Seat] = [Seat(number) for number in range(seats)]
         self.idle: list[Worker] = []
         self.deadlines: dict[Worker, float] = {}
         self.ages: dict[Worker, float] = {}

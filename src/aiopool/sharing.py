@@ -54,9 +54,9 @@ class Share:
 
     def __init__(self, id_: int, payload: CallPayload, home: Home) -> None:
         self._owner = os.getpid()
-        self.id = id_
-        self.payload = payload
-        self.home = home
+        self.id: int = id_
+        self.payload: CallPayload = payload
+        self.home: Home = home
 
     def __del__(self) -> None:
         if self._owner == os.getpid():  # a forked child has a copy of the loop, but no say in it

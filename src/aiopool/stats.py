@@ -32,7 +32,7 @@ class Latencies:
     seconds: float
 
     BOUNDS: ClassVar[tuple[float, ...]] = (*(2**power / MICRO for power in range(BUCKETS - 1)), float("inf"))
-    """Seconds: a millionth, and then always twice as many; the last is infinite."""
+    """In seconds, a millionth, and then always twice as many; the last is infinite."""
 
     @property
     def count(self) -> int:
@@ -122,8 +122,8 @@ class Histogram:
     __slots__ = ("counts", "seconds")
 
     def __init__(self) -> None:
-        self.counts = [0] * BUCKETS
-        self.seconds = 0.0
+        self.counts: list[int] = [0] * BUCKETS
+        self.seconds: float = 0.0
 
     def add(self, seconds: float) -> None:
         """It took so long once more."""

@@ -35,7 +35,7 @@ class Chunk:
 
     def __init__(self) -> None:
         self.call: Call | None = None
-        self.done = False
+        self.done: bool = False
         self.values: deque[Any] = deque()  # an `ItemFailure` in the place of an item whose call raised
         self.error: BaseException | None = None  # of the whole chunk
 
@@ -75,9 +75,9 @@ class Window:
         self.backend = backend
         self.left = left
         self.name = name
-        self.running = 0
-        self.closed = False
-        self.cut_short = False
+        self.running: int = 0
+        self.closed: bool = False
+        self.cut_short: bool = False
         self._admission = admission
         self._make = make
         self._chunksize = chunksize

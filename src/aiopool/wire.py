@@ -202,7 +202,7 @@ class Decoder:
     """
 
     def __init__(self, access: int = mmap.ACCESS_COPY) -> None:
-        self.awaits_descriptor = False
+        self.awaits_descriptor: bool = False
         self._access = access
         self._scratch = memoryview(bytearray(PACKET))
         self._head = (0, 0, 0)

@@ -15,6 +15,7 @@ from ..dispatch import Dispatcher
 from ..exceptions import AioPoolError, InitializerError, PoolNotRunning
 from ..hooks import CallEnded, CallStarted, Hooks, WorkerLeft, WorkerStarted
 from ..phases import PoolPhase, WorkerPhase
+from ..pickling import Pickling
 from ..recycling import RecyclePolicy, RecycleReason
 from ..seats import Worker
 from ..sharing import CallPayload, Share
@@ -65,7 +66,7 @@ class LocalBackend:
     ) -> None:
         self._seats = seats
         self._tell = hooks.tell if hooks else None
-        self.pickling = setup.pickling
+        self.pickling: Pickling = setup.pickling
         self._setup = setup
         self._make = kind
         self._dispatcher = Dispatcher(seats, policy, grace=grace, start_timeout=start_timeout, depth=DEPTH)

@@ -53,7 +53,7 @@ class Initializer:
         preload: tuple[str, ...],
         pickling: Pickling = PLAIN,
     ) -> None:
-        self.content = (function, args, preload)
+        self.content: tuple[Callable[..., object] | None, tuple[Any, ...], tuple[str, ...]] = (function, args, preload)
         self._pickling = pickling
 
     def __reduce__(self) -> tuple[Callable[[bytes, Pickling], PickledInitializer], tuple[bytes, Pickling]]:
