@@ -9,12 +9,13 @@ import multiprocessing
 import os
 import threading
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+import uvloop
 
 import jobs
 from aiopool import AioPool, BrokenPool, InitializerError, PoolNotRunning, PoolTerminated, WorkerDied, WrongLoop
@@ -320,6 +321,49 @@ async def test_a_forgotten_pool_warns_once_and_its_workers_go(start_method: str,
     with pytest.raises(PoolTerminated):
         await result
     assert all(is_gone(pid) for pid in pids)
+
+
+async def in_its_start(latch: Latch, pids: list[int]) -> None:
+    """Stand in the start of a pool, whose initializer never returns."""
+    del pids
+    await AioPool(2, jobs.tell_and_spin, (latch.path,)).start()
+
+
+async def in_a_call(latch: Latch, pids: list[int]) -> None:
+    """Stand in a call."""
+    async with AioPool(1) as pool:
+        pids.append(await pool.apply(jobs.pid_of))
+        await pool.apply(jobs.tell_and_spin, (latch.path,))
+
+
+async def at_the_end_of_a_block(latch: Latch, pids: list[int]) -> None:
+    """Stand in a block's end, which waits for a call."""
+    async with AioPool(1) as pool:
+        pids.append(await pool.apply(jobs.pid_of))
+        call = pool.submit(jobs.tell_and_spin, latch.path)
+    await call
+
+
+@pytest.mark.parametrize("factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+@pytest.mark.parametrize("stand", [in_its_start, in_a_call, at_the_end_of_a_block])
+def test_a_loop_that_is_closed_in_the_midst_takes_the_workers_along(
+    stand: Callable[[Latch, list[int]], Awaitable[None]], factory: Callable[[], asyncio.AbstractEventLoop], latch: Latch
+) -> None:
+    """Though the task that used the pool never comes to its end, and its calls have what waits for them."""
+    pids: list[int] = []
+    loop = factory()
+    loop.set_exception_handler(lambda _loop, _context: None)  # that a task was pending
+
+    async def until_it_stands() -> None:
+        task = asyncio.ensure_future(stand(latch, pids))
+        pids.append(int(await latch.told()))
+        assert not task.done()
+
+    loop.run_until_complete(until_it_stands())
+    loop.close()
+    with pytest.warns(ResourceWarning, match="unclosed AioPool"):
+        gc.collect()
+    assert all(map(is_gone, pids))
 
 
 async def test_a_pool_collected_in_another_thread_ends_in_its_loop() -> None:

@@ -16,7 +16,7 @@ import anyio
 import anyio.lowlevel
 
 from .backends import start_methods
-from .backends.base import Backend, in_loop
+from .backends.base import Backend, Remains, in_loop
 from .dumps import dump_on
 from .exceptions import WrongLoop
 from .phases import PoolPhase
@@ -96,7 +96,7 @@ class Lifecycle:
         self._prepare_start()
         await anyio.lowlevel.checkpoint_if_cancelled()
         started.add(self)
-        self._finalizer = weakref.finalize(self, _forgotten, self._backend, self._guard.owner)
+        self._finalizer = weakref.finalize(self, _forgotten, self._backend.remains, self._guard.owner)
         await self._or_end(self._backend.start())
 
     def close(self) -> None:
@@ -205,15 +205,15 @@ class Lifecycle:
         return f"<AioPool {self._backend.describe()}>"
 
 
-def _forgotten(backend: Backend, owner: int) -> None:
+def _forgotten(remains: Remains, owner: int) -> None:
     """End the workers of a pool that is collected, or still there at the interpreter's exit."""
-    if os.getpid() != owner or backend.phase in (PoolPhase.NEW, PoolPhase.CLOSED):
+    if os.getpid() != owner or (loop := remains.running()) is None:
         return
-    state = backend.describe()
-    if backend.loop.is_running():  # maybe in another thread, and maybe in the midst of a decision
-        backend.loop.call_soon_threadsafe(backend.abandon)
+    state = remains.describe()
+    if loop.is_running():  # maybe in another thread, and maybe in the midst of a decision
+        loop.call_soon_threadsafe(remains.abandon)
     else:
-        backend.abandon()
+        remains.abandon()
     warnings.warn(
         f"unclosed AioPool ({state}): use `async with`, or `close()` and `await join()`", ResourceWarning, stacklevel=2
     )

@@ -14,7 +14,7 @@ from ..sharing import CallPayload, Share
 from ..stacks import WorkerStack
 from ..stats import PoolStats
 
-__all__ = ["Backend", "in_loop"]
+__all__ = ["Backend", "Remains", "in_loop"]
 
 
 def in_loop(loop: asyncio.AbstractEventLoop) -> bool:
@@ -25,11 +25,35 @@ def in_loop(loop: asyncio.AbstractEventLoop) -> bool:
         return False
 
 
+class Remains(Protocol):
+    """What is to be ended of a backend when nobody holds its pool any more. It holds neither pool nor backend itself.
+
+    For a backend holds its calls, these hold whoever waits for them, and that may hold the pool.
+    """
+
+    def running(self) -> asyncio.AbstractEventLoop | None:
+        """Return the loop in which there is something to be ended, or None."""
+        ...
+
+    def abandon(self) -> None:
+        """See `Backend.abandon`."""
+        ...
+
+    def describe(self) -> str:
+        """Return what there is in a few words."""
+        ...
+
+
 class Backend(Protocol):
     """Runs calls somewhere. All methods are called from the event loop that `start` ran in."""
 
     loop: asyncio.AbstractEventLoop
     """The loop that `start` ran in; not to be read before."""
+
+    @property
+    def remains(self) -> Remains:
+        """What is to be ended when nobody holds the pool any more."""
+        ...
 
     pickling: Pickling
     """How what it is given is pickled, and what it answers."""

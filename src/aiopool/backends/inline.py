@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import weakref
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -68,7 +69,7 @@ class InlineWorker:
         seat: the number of its place in the pool.
         loop: where everything happens.
         setup: its initializer, and how calls are pickled; the rest is for processes.
-        observer: told what happens.
+        observer: told what happens, as long as it is there.
     """
 
     pid: int | None = None
@@ -80,7 +81,7 @@ class InlineWorker:
         self.seat = seat
         self._loop = loop
         self._setup = setup
-        self._observer = observer
+        self._observer = weakref.ref(observer)
         self._station = current.Station(seat, Reporting(self), Undisturbed(), setup.pickling)
         self._calls: deque[Sequence[wire.Packet]] = deque()  # not begun
         self._next: asyncio.Handle | None = None
@@ -129,7 +130,8 @@ class InlineWorker:
 
     def tell(self, packets: Sequence[wire.Packet]) -> None:
         """Have the pool receive a message."""
-        self._observer.received(self.number, _frames_of(packets))
+        if (observer := self._observer()) is not None:
+            observer.received(self.number, _frames_of(packets))
 
     def take_back(self) -> list[wire.Packet]:
         """Return the packets of calls that have not begun, and never will here."""
@@ -151,7 +153,11 @@ class InlineWorker:
     def _leave(self, exitcode: int) -> None:
         unread = len(self.take_back())
         if not self._loop.is_closed():
-            self._next = self._loop.call_soon(self._observer.gone, self.number, End(None, exitcode, unread))
+            self._next = self._loop.call_soon(self._end, End(None, exitcode, unread))
+
+    def _end(self, end: End) -> None:
+        if (observer := self._observer()) is not None:
+            observer.gone(self.number, end)
 
     def abandon(self) -> None:
         """End without a report."""

@@ -23,6 +23,7 @@ from ..stacks import WorkerStack
 from ..stats import PoolStats, Tally, end_of
 from .handles import End, Handle, Observer, Setup
 from .process import WorkerProcess, failed_start
+from .remains import LocalRemains, abandon_all
 from .start_methods import UNGUARDED, UNGUARDED_TEXT
 from .survey import stacks_of, stats_of
 
@@ -70,7 +71,8 @@ class LocalBackend:
         self._setup = setup
         self._make = kind
         self._dispatcher = Dispatcher(seats, policy, grace=grace, start_timeout=start_timeout, depth=DEPTH)
-        self._processes: dict[int, Handle] = {}
+        self.remains = LocalRemains(self)
+        self._processes = self.remains.processes
         self._unstarted: deque[int] = deque()  # workers that are to get a process
         self._tally = Tally()
         self._shares: weakref.WeakSet[Share] = weakref.WeakSet()
@@ -108,7 +110,7 @@ class LocalBackend:
 
     async def start(self) -> None:
         """Return when every seat has a worker that is ready; raise `InitializerError` when one fails."""
-        self.loop = asyncio.get_running_loop()
+        self.loop = self.remains.loop = asyncio.get_running_loop()
         self._started, self._closed = self.loop.create_future(), self.loop.create_future()
         self._perform(self._dispatcher.start(self.loop.time()))
         await asyncio.wait([self._started])
@@ -179,14 +181,12 @@ class LocalBackend:
             return
         now = self.loop.time()
         commands = self._dispatcher.terminate(now)
-        for process in self._processes.values():
-            process.kill()
-        for worker, process in self._processes.items():
-            process.abandon()
-            commands += self._dispatcher.died(worker, process.pid, None, now)
+        gone = [(worker, process.pid) for worker, process in self._processes.items()]
+        abandon_all(self._processes)
+        for worker, pid in gone:
+            commands += self._dispatcher.died(worker, pid, None, now)
         for worker in self._unstarted:
             commands += self._dispatcher.died(worker, None, None, now)
-        self._processes.clear()
         self._unstarted.clear()
         self._forget_all()
         if self._timer is not None:

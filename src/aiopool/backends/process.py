@@ -71,7 +71,7 @@ class WorkerProcess:
         seat: the number of its place in the pool.
         loop: where everything happens, save the start itself.
         setup: how it is started.
-        observer: told what happens.
+        observer: told what happens, as long as it is there.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class WorkerProcess:
         self.seat = seat
         self.pid: int | None = None
         self._loop = loop
-        self._observer = observer
+        self._observer = weakref.ref(observer)  # whose calls have all that waits for them, and that may have the pool
         self._start_method = setup.context.get_start_method()
         self._lock = threading.Lock()  # between the thread that starts the process and kill()
         self._starter: threading.Thread | None = None
@@ -265,10 +265,12 @@ class WorkerProcess:
     # What it does.
 
     def _received(self, frames: list[wire.Frame]) -> None:
-        self._observer.received(self.number, frames)
+        if (observer := self._observer()) is not None:
+            observer.received(self.number, frames)
 
     def _garbled(self) -> None:
-        self._observer.garbled(self.number)
+        if (observer := self._observer()) is not None:
+            observer.garbled(self.number)
 
     # Its end.
 
@@ -299,7 +301,8 @@ class WorkerProcess:
 
     def _report(self, end: End) -> None:
         self._close()
-        self._observer.gone(self.number, end)
+        if (observer := self._observer()) is not None:
+            observer.gone(self.number, end)
 
     def _close(self) -> None:
         if self._patience is not None:
