@@ -183,7 +183,7 @@ async def test_a_task_that_is_left_is_found() -> None:
 
 @pytest.mark.parametrize(
     ("grow", "amiss"),
-    [(lambda: b"x" * (64 << 20), r"to .* MiB"), (lambda: [[] for _ in range(20_000)], r"to \d+ blocks")],
+    [(lambda: b"x" * (64 << 20), r"to .* MiB"), (lambda: [[] for _ in range(200_000)], r"to \d+ blocks")],
 )
 def test_memory_that_grows_is_found(grow: Callable[[], object], amiss: str) -> None:
     """In bytes, or in a multitude of small objects."""

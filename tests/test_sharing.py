@@ -23,7 +23,7 @@ import pytest
 import jobs
 from aiopool import AioPool, AioPoolError, NotPicklable, PoolNotRunning, WorkerDied, WrongLoop, parcels, wire
 from aiopool.backends.local import LocalBackend
-from aiopool.calls import Pace
+from aiopool.calls import Limits, Pace
 from aiopool.parcels import Parcel
 from aiopool.sharing import Shared, Sharing
 from conftest import START_METHODS, processes
@@ -637,6 +637,6 @@ async def test_a_call_without_shares_is_as_it_was() -> None:
     """Plain bytes, which may be sent ahead; one with shares is not."""
     async with AioPool(1) as pool:
         packer = pool._engine.packer
-        function = packer.find(len)
-        assert isinstance(packer.pack(function, "len", ([1],), {}, ()), bytes)
-        assert isinstance(packer.pack(function, "len", (pool.share([1]),), {}, ()), Sharing)
+        function, limits = packer.find(len), Limits()
+        assert isinstance(packer.make(function, ([1],), {}, print, limits, ()).payload, bytes)
+        assert isinstance(packer.make(function, (pool.share([1]),), {}, print, limits, ()).payload, Sharing)

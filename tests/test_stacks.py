@@ -17,6 +17,13 @@ from aiopool.stacks import HEADER, frames_in, is_whole
 from aiopool.worker import main as worker_main
 from latch import Latch
 
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait as long as it takes."""
+    monkeypatch.setattr("aiopool.backends.survey.PATIENCE", 50.0)
+
+
 OURS = f'  File "{worker_main.__file__}", line 7 in main\n'
 
 

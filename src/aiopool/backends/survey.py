@@ -13,7 +13,7 @@ from .handles import Handle
 
 __all__ = ["stacks_of", "stats_of"]
 
-PATIENCE = 1.0
+PATIENCE = 5.0
 """Seconds that workers have to say what they are doing."""
 
 
