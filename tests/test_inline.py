@@ -214,7 +214,7 @@ async def test_recycling_and_hooks_are_as_ever(backend: Any, monkeypatch: pytest
     monkeypatch.setattr(jobs, "initialized", [])
     diary = Diary()
     async with AioPool(1, jobs.remember, (1,), 2, backend=backend, hooks=[diary]) as pool:
-            assert [await pool.apply(jobs.square, (number,)) for number in range(5)] == [0, 1, 4, 9, 16]
+        assert [await pool.apply(jobs.square, (number,)) for number in range(5)] == [0, 1, 4, 9, 16]
         assert pool.stats().recycled["calls"] == 2
         assert len(jobs.initialized) in (2, 3)
     diary.check()

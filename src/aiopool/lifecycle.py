@@ -112,7 +112,7 @@ class Lifecycle:
     async def stacks(self) -> list[WorkerStack]:
         """Return what each worker is doing, busy or not: its call, and the Python stack of its main thread.
 
-        A worker that does not answer within five seconds is waited for no longer: it is stopped, or still being started.
+        A worker that has not answered within five seconds is stopped, or still being started.
         """
         self._guard.check_loop()
         return await self._backend.stacks()
