@@ -14,7 +14,7 @@ class WorkerPhase(enum.Enum):
     IDLE = "idle"
     BUSY = "busy"
     RETIRING = "retiring"
-    """Running its last calls, if none of them is taken back; a successor is on the way."""
+    """Running its last calls, if none of them is taken back; a successor is on the way, unless its seat is no more."""
     LEAVING = "leaving"
     """Told to leave; nothing in hand."""
     KILLED = "killed"
