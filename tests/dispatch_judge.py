@@ -103,7 +103,9 @@ class Judge(Facts):
         assert len(process.held) > 1, "there is nothing to take back"
         assert not process.recalling, "it is asked already"
         assert not process.emptied, "it has said that it has nothing"
-        wanted = process.out or self.idle() or self.overdue(process) or any(t.stopping or t.withdrawn for t in process.held)
+        wanted = (
+            process.out or self.idle() or self.overdue(process) or any(t.stopping or t.withdrawn for t in process.held)
+        )
         assert wanted, "nobody wants it back"
         process.recalling = process.emptied = True
 
@@ -284,7 +286,7 @@ class Judge(Facts):
         if idle:
             assert all(p.unanswered < 2 for p in self.processes.values() if p.seated), "not taken back"
         outside = [process for process in self.processes.values() if process.out and process.seated]
-        assert all(process.unfit or 0 < len(process.held) for process in outside), "it has nothing to do there"
+        assert all(process.unfit or len(process.held) > 0 for process in outside), "it has nothing to do there"
         assert all(process.unanswered < 2 for process in outside), "it has calls that could run elsewhere"
 
     def _check_seats(self) -> None:

@@ -355,7 +355,12 @@ def test_a_successor_serves_nothing_before_its_predecessor_has_finished() -> Non
     pool = running_pool(limit=1)
     last, waiting = submitted(pool, 2)
     assert pool.ready(2, 0) == []
-    assert pool.replied(1, [(last.id, ANSWER)], 0) == [Finish(last, ANSWER), Dismiss(1, CALLS), Send(2, waiting), Spawn(3, 0)]
+    assert pool.replied(1, [(last.id, ANSWER)], 0) == [
+        Finish(last, ANSWER),
+        Dismiss(1, CALLS),
+        Send(2, waiting),
+        Spawn(3, 0),
+    ]
 
 
 def test_a_successor_takes_the_seat_of_one_that_dies() -> None:

@@ -50,6 +50,11 @@ class Dispatcher(Decisions):
         return bool(self._crew.fresh) or any(worker.seat.number >= self.seats for worker in self.workers.values())
 
     @property
+    def resting(self) -> bool:
+        """Whether no seat has a worker, or is to have one, because there is nothing to do."""
+        return self._crew.dormant == self.seats
+
+    @property
     def waiting(self) -> int:
         """How many calls no worker has."""
         return len(self._backlog)

@@ -115,7 +115,7 @@ class Crew:
         closed: places that are no more, and whose workers have calls yet; by their numbers.
         fresh: places that have not had a worker that was ready.
         dormant: how many places have no worker because there is nothing to do.
-        idle: occupants of seats that have nothing to do, first who has been so for the longest; the last is the warmest.
+        idle: occupants of seats that have nothing to do, who has been so for longest first; the last is the warmest.
         deadlines: when a start, a call, an interruption or a leave has taken too long.
         ages: when workers become due by age.
     """
