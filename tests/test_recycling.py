@@ -141,7 +141,7 @@ async def test_nothing_is_kept_of_workers_that_are_gone(start_method: str, monke
         made.append(weakref.ref(process))
         return process
 
-    monkeypatch.setattr("aiopool.backends.local.WorkerProcess", make)
+    monkeypatch.setattr("aiopool.pool.WorkerProcess", make)
     gc.disable()
     try:
         async with AioPool(1, maxtasksperchild=1, context=start_method) as pool:
