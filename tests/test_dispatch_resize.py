@@ -167,6 +167,16 @@ def test_an_unfit_worker_of_a_closed_seat_is_left_alone_on_its_way_out() -> None
     assert not pool.resizing
 
 
+def test_an_unfit_worker_of_a_closed_seat_does_not_have_it_again() -> None:
+    """The seat that comes again gets another one at once."""
+    pool = running_pool(1)
+    pool.resize(2, 0)
+    pool.unfit(2, UNFIT, 0)
+    pool.resize(1, 0)
+    assert pool.resize(2, 0) == [Spawn(3, 1)]
+    assert pool.died(2, 102, 1, 0) == []
+
+
 def test_a_busy_worker_of_a_closed_seat_finishes_its_call() -> None:
     """Then it goes, and has no successor, though others wait."""
     pool = running_pool(2)
@@ -458,6 +468,14 @@ def test_a_successor_rests_for_as_long_as_its_predecessor() -> None:
     assert pool.tick(REST) == [Dismiss(3)]
 
 
+def test_a_worker_rests_from_when_it_is_ready() -> None:
+    """Before that it could have done nothing."""
+    pool = running_pool(1, least=0)
+    pool.died(1, 101, KILLED, 4)
+    pool.ready(2, 5)
+    assert pool.deadline() == 5 + REST
+
+
 def test_a_lost_worker_is_replaced_though_nobody_needs_it() -> None:
     """Only idleness leaves a seat vacant."""
     pool = running_pool(2, least=0)
@@ -500,6 +518,18 @@ def test_a_dormant_seat_can_be_closed() -> None:
     assert pool.tick(REST) == [Dismiss(2)]
     assert pool.resize(1, REST) == []
     assert spawned(pool.resize(2, REST)) == [1]
+
+
+def test_a_pool_that_is_left_without_its_dormant_seats_sends_ahead() -> None:
+    """Nobody else could be had."""
+    pool = running_pool(2, depth=2, least=1)
+    first, second = submitted(pool, 2)
+    answer(pool, 2, first)
+    answer(pool, 1, second, 1)
+    pool.tick(REST)
+    pool.resize(1, REST)
+    submitted(pool, 2, REST)
+    assert len(pool.workers[1].calls) == 2
 
 
 def test_closing_the_only_seat_that_is_awake_wakes_another() -> None:
