@@ -211,13 +211,17 @@ class World(Judge):
             case Answer(ticket, reply):
                 self._deliver_reply(process, ticket, reply)
             case Heavy():
-                process.worn = RecycleReason.MEMORY
-                self._decide(("due",), lambda now: self.dispatcher.due(process.number, now))
+                self.wear_out(process)
 
     def deliver_all(self, process: Process) -> None:
         """All that it has said arrives."""
         while process.outbox:
             self.deliver(process)
+
+    def wear_out(self, process: Process) -> None:
+        """A worker uses too much memory."""
+        process.worn = RecycleReason.MEMORY
+        self._decide(("due",), lambda now: self.dispatcher.due(process.number, now))
 
     def claim(self, process: Process, ticket: Ticket) -> None:
         """A worker says that it begins a call, whether that is true or not."""

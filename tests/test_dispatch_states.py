@@ -238,10 +238,12 @@ class Machine(RuleBasedStateMachine):
         """Somebody withdraws one of the latest calls."""
         self.world.withdraw(self.world.tickets[-1 - pick % len(self.world.tickets)])
 
-    @event(4, (1, 2, 3, 3, 4, 5), when=lambda world: world.phase is PoolPhase.RUNNING)
-    def resize(self, seats: int) -> None:
-        """The pool is to be larger or smaller."""
+    @event(5, (1, 1, 2, 3, 4, 5), (None, None, 2, 4), when=lambda world: world.phase is PoolPhase.RUNNING)
+    def resize(self, seats: int, then: int | None) -> None:
+        """The pool is to be larger or smaller, and maybe that is thought better of."""
         self.world.resize(seats)
+        if then is not None:
+            self.world.resize(then)
 
     @event(1, ("terminate", "close", "close"), when=lambda world: len(world.tickets) > 5)
     def end(self, how: str) -> None:
@@ -404,6 +406,17 @@ class Machine(RuleBasedStateMachine):
         else:
             self.world.wait(seconds)
 
+    @event(4, range(1, 4), (False, False, True), when=lambda world: world.rest_ends() is not None)
+    def rest(self, count: int, worn: bool) -> None:
+        """Nothing happens until workers go that have nothing to do; one may be worn by then."""
+        for _ in range(count):
+            ends = self.world.rest_ends()
+            if worn and is_there(up)(self.world):
+                self.world.wear_out(self.some(up, count))
+            if ends is not None:
+                self.world.now = max(self.world.now, ends)
+                self.world.wait(0)
+
     @event(3, range(3), (False, True), (False, True))
     def set_a_trap(self, spawns: int, quick: bool, slow: bool) -> None:
         """The next processes cannot be started; the next recall comes just too late, or before earlier replies."""
@@ -430,7 +443,7 @@ class Machine(RuleBasedStateMachine):
 
 
 SETTINGS = settings(
-    max_examples=60,
+    max_examples=500,
     stateful_step_count=60,
     deadline=None,
     derandomize=True,
