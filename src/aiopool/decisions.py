@@ -267,7 +267,7 @@ class Decisions:
         idle, timeout = self._crew.idle, self._idling.timeout
         if timeout is None or not idle or self.phase is not PoolPhase.RUNNING:
             return None
-        spare = len(idle) > self._idling.minimum or self._crew.staffed() > self._idling.minimum
+        spare = len(idle) > self._idling.minimum or self._crew.count_staffed() > self._idling.minimum
         return idle[0].since + timeout if spare else None
 
     def _refill(self, now: float) -> None:
@@ -292,7 +292,7 @@ class Decisions:
         """Return how many seats more should be open: one for each call that waits for nobody, and the least."""
         seats = len(self._crew.seats)
         opened = seats - self._crew.dormant
-        coming = opened - self._crew.staffed()
+        coming = opened - self._crew.count_staffed()
         return max(len(self._backlog) - coming, min(self._idling.minimum, seats) - opened)
 
     def _wind_down(self, now: float) -> None:

@@ -186,7 +186,7 @@ class Crew:
         self._settled = not found
         return found
 
-    def staffed(self) -> int:
+    def count_staffed(self) -> int:
         """Return how many seats have a worker that is ready."""
         return sum(seat.staffed for seat in self.seats)
 
