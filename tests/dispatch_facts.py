@@ -12,7 +12,7 @@ from aiopool.decisions import AHEAD, OVERDUE
 from aiopool.dispatch import Dispatcher
 from aiopool.exceptions import CallTimeout
 from aiopool.phases import PoolPhase
-from aiopool.recycling import RecyclePolicy
+from aiopool.recycling import IdlePolicy, RecyclePolicy, RecycleReason
 
 CHANCES = (0.0, 1.0, 0.5)
 """What the dispatcher's dice show, over and over again."""
@@ -80,7 +80,8 @@ class Process:
     limit: int | None = None  # so many calls it may serve
     age: float | None = None  # for so long it may serve
     worn_at: float | None = None  # when its age is reached
-    worn: bool = False  # it is to go when somebody is ready to take its place
+    worn: RecycleReason | None = None  # why it is to go when somebody is ready to take its place
+    out: bool = False  # its seat is no more
     ready: bool = False
     unfit: bool = False
     late: bool = False  # killed because it was not ready in time
@@ -136,10 +137,23 @@ class Process:
 class Facts:
     """All calls, all workers, and where the pool stands."""
 
-    def __init__(self, seats: int, *, depth: int = 1, policy: RecyclePolicy | None = None, grace: float = 0.0) -> None:
+    def __init__(
+        self,
+        seats: int,
+        *,
+        depth: int = 1,
+        policy: RecyclePolicy | None = None,
+        grace: float = 0.0,
+        idling: IdlePolicy | None = None,
+    ) -> None:
         self.seats, self.depth, self.grace = seats, depth, grace
-        self.policy = policy or RecyclePolicy()
-        self.dispatcher = Dispatcher(seats, self.policy, depth=depth, grace=grace, jitter=self._throw)
+        self.policy, self.idling = policy or RecyclePolicy(), idling or IdlePolicy()
+        self.dispatcher = Dispatcher(
+            seats, self.policy, depth=depth, grace=grace, idling=self.idling, jitter=self._throw
+        )
+        self.fresh = set(range(seats))  # seats that have not had a worker that was ready
+        self.asleep: set[int] = set()  # seats whose worker went because it had nothing to do
+        self.rested: dict[int, float] = {}  # since when those seats that have one that is idle have had one
         self.now = 1000.0
         self.processes: dict[int, Process] = {}
         self.tickets: list[Ticket] = []
@@ -167,7 +181,11 @@ class Facts:
 
     def in_seat(self, seat: int) -> list[Process]:
         """Return who has a seat and who is to follow, in this order."""
-        return [process for process in self.processes.values() if process.seat == seat and process.seated]
+        return [
+            process
+            for process in self.processes.values()
+            if process.seat == seat and process.seated and not process.out
+        ]
 
     def firsts(self) -> list[Process | None]:
         """Return who has each seat."""
@@ -181,13 +199,37 @@ class Facts:
         """Return who has nothing to do."""
         return [process for process in self.servers() if not process.held]
 
+    def staffed(self) -> int:
+        """Return how many seats have somebody who is ready."""
+        return sum(first is not None and first.serving for first in self.firsts())
+
+    def coming(self) -> int:
+        """Return how many seats are going to have somebody who is ready."""
+        return self.seats - len(self.asleep) - self.staffed()
+
+    @property
+    def least(self) -> int:
+        """How many seats are not to be without a worker."""
+        return min(self.idling.minimum, self.seats) if self.idling.timeout is not None else self.seats
+
+    def rest_ends(self) -> float | None:
+        """Return when the next worker is to go that has nothing to do until then."""
+        if self.phase is not PoolPhase.RUNNING or self.idling.timeout is None or not self.rested:
+            return None
+        return min(self.rested.values()) + self.idling.timeout if self.staffed() > self.idling.minimum else None
+
+    def note_who_rests(self) -> None:
+        """Note which seats have somebody who has nothing to do; that counts when calls may come."""
+        idle = {process.seat for process in self.idle()} if self.phase is PoolPhase.RUNNING else set[int]()
+        self.rested = {seat: self.rested.get(seat, self.now) for seat in idle}
+
     def overdue(self, process: Process) -> bool:
         """Whether its first call takes longer than any that others are sent behind."""
         return self.seats > 1 and len(process.held) > 1 and self.now - process.since > OVERDUE
 
     def relieved(self, process: Process) -> bool:
         """Whether it is worn, and somebody is ready to take its place."""
-        return process.worn and any(other.serving for other in self.in_seat(process.seat)[1:])
+        return process.worn is not None and any(other.serving for other in self.in_seat(process.seat)[1:])
 
 
 Suits = Callable[[Process], bool]

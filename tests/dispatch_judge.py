@@ -10,7 +10,8 @@ from aiopool.calls import CANCELLED, Call, Outcome, Reply
 from aiopool.commands import Command, Dismiss, Finish, Interrupt, Kill, Recall, Send, Spawn
 from aiopool.exceptions import BrokenPool, CallTimeout, PoolTerminated, WorkerDied
 from aiopool.phases import PoolPhase
-from dispatch_facts import TIMEOUT, Facts, Process, Ticket, unwanted
+from aiopool.recycling import RecycleReason
+from dispatch_facts import TIMEOUT, Facts, Process, Ticket, fresh, unwanted
 
 
 class Judge(Facts):
@@ -32,8 +33,8 @@ class Judge(Facts):
                 self._judge_recall(self.processes[number])
             case Interrupt(number, call):
                 self._judge_interrupt(self.processes[number], self.by_id[call.id])
-            case Dismiss(number):
-                self._judge_dismiss(self.processes[number])
+            case Dismiss(number, reason):
+                self._judge_dismiss(self.processes[number], reason)
             case Kill(number):
                 self._judge_kill(self.processes[number])
             case Finish(call, outcome):
@@ -46,9 +47,13 @@ class Judge(Facts):
         starting = sum(not unwanted(other) and not other.ready for other in self.processes.values())
         assert not self.closing or starting < len(self.queue), "there are enough for what waits"
         assert self.closing or not self.broken, "the pool has given up"
-        assert all(other.spent or other.worn for other in self.in_seat(seat)), "the seat is taken"
+        assert all(other.spent or other.worn is not None for other in self.in_seat(seat)), "the seat is taken"
         assert len(self.in_seat(seat)) < 2, "the seat has its successor"
         assert self.not_before is None, "it is too early for another start"
+        if seat in self.asleep:
+            needed = self.coming() < len(self.queue) or self.seats - len(self.asleep) < self.least
+            assert needed or self.closing, "nobody needs it"
+            self.asleep.remove(seat)
         process = self.processes[number] = Process(number, seat, self.now + decisions.START_TIMEOUT)
         part = 1 - self.policy.jitter * self.foresee()
         if self.policy.maxtasksperchild is not None:
@@ -69,6 +74,7 @@ class Judge(Facts):
         assert process.takes(ticket)
         if process.held:
             assert not self.idle(), "another worker is free"
+            assert not self.asleep, "another worker could be had"
             assert not process.recalling, "it is giving back"
             assert process.soon_done(ticket), "it has enough to do"
         else:
@@ -97,7 +103,9 @@ class Judge(Facts):
         assert len(process.held) > 1, "there is nothing to take back"
         assert not process.recalling, "it is asked already"
         assert not process.emptied, "it has said that it has nothing"
-        wanted = self.idle() or self.overdue(process) or any(t.stopping or t.withdrawn for t in process.held)
+        wanted = (
+            process.out or self.idle() or self.overdue(process) or any(t.stopping or t.withdrawn for t in process.held)
+        )
         assert wanted, "nobody wants it back"
         process.recalling = process.emptied = True
 
@@ -111,17 +119,32 @@ class Judge(Facts):
         process.interrupted = ticket
         process.deadline = self.now + self.grace
 
-    def _judge_dismiss(self, process: Process) -> None:
+    def _judge_dismiss(self, process: Process, reason: RecycleReason | None) -> None:
         assert process.serving
         assert not process.held, "it has something in hand"
+        rests = self._may_rest(process.seat)
+        assert process.out or rests or self._may_leave(process), "it is needed"
+        replaced = self.phase is PoolPhase.RUNNING and not process.out and not rests
+        assert reason is (process.worn or RecycleReason.CALLS if replaced else None)
+        if rests and self.in_seat(process.seat) == [process]:
+            self.asleep.add(process.seat)
+            del self.rested[process.seat]
+        process.dismissed = True
+        process.deadline = self.now + decisions.LEAVE_GRACE
+        process.worn_at = None
+
+    def _may_leave(self, process: Process) -> bool:
+        """Whether it has served enough, or nobody needs anybody any more."""
         done = (self.closing or self.broken) and not self.queue
         if done and self.in_seat(process.seat)[0] is process:
             done = not any(other.unanswered > 1 for other in self.processes.values() if other.seated)
         unfit = bool(self.queue) and not process.takes(self.queue[0])
-        assert done or process.spent or self.relieved(process) or unfit, "it is needed"
-        process.dismissed = True
-        process.deadline = self.now + decisions.LEAVE_GRACE
-        process.worn_at = None
+        return done or process.spent or self.relieved(process) or unfit
+
+    def _may_rest(self, seat: int) -> bool:
+        """Whether nobody in a seat has had anything to do for too long, nor for longer in any other."""
+        end = self.rest_ends()
+        return end is not None and end <= self.now and self.rested.get(seat) == min(self.rested.values())
 
     def _judge_kill(self, process: Process) -> None:
         assert not process.killed, "it is killed already"
@@ -129,6 +152,8 @@ class Judge(Facts):
         wanted = bool(process.held) and all(ticket.stopping for ticket in process.held) and not process.recalling
         if self.grace:
             wanted = False  # it is interrupted first
+        if fresh(process):
+            wanted |= process.out or (self.event[0] == "tick" and self._may_rest(process.seat))
         assert self.terminated or self.start_failed or process.garbled or too_late or wanted, "it is innocent"
         process.killed = True
         process.deadline = process.worn_at = None
@@ -195,11 +220,15 @@ class Judge(Facts):
         assert known == {number: [t.call for t in process.held] for number, process in self.processes.items()}
         assert self.dispatcher.waiting == len(self.queue)
         assert self.thrown == self.foreseen, "the dice were thrown once too often, or not at all"
+        assert self.dispatcher.seats == self.seats
+        left = any(process.seat >= self.seats for process in self.processes.values())
+        assert self.dispatcher.resizing == (left or bool(self.fresh))
 
     def _check_calls(self) -> None:
         holders = [process for process in self.processes.values() if process.held and process.seated]
         assert len({process.seat for process in holders}) == len(holders), "two workers of one seat have calls"
-        assert sum(bool(p.running) for p in self.processes.values() if not p.killed) <= self.seats
+        alive = [process for process in self.processes.values() if not process.killed]
+        assert sum(bool(process.running) and not process.out for process in alive) <= self.seats
         for ticket in self.tickets:
             assert ticket.outcomes == ([] if ticket.decided is None else [ticket.decided])
             if ticket.decided is None:
@@ -239,7 +268,7 @@ class Judge(Facts):
 
     def deadlines(self) -> list[float]:
         """Return when something is due, apart from workers that only grow old."""
-        known = [process.deadline for process in self.processes.values()] + [self.not_before]
+        known = [process.deadline for process in self.processes.values()] + [self.not_before, self.rest_ends()]
         return [deadline for deadline in known if deadline is not None]
 
     def _check_no_waste(self) -> None:
@@ -251,20 +280,29 @@ class Judge(Facts):
             for process in self.servers():
                 first = self.queue[0]
                 full = len(process.held) == self.depth or not process.takes(first) or not process.soon_done(first)
-                assert full or process.held[0].stopping or self.relieved(process), "not sent ahead"
+                others = self.asleep or process.held[0].stopping or self.relieved(process)
+                assert full or others, "not sent ahead"
             assert not any(process.load == math.inf and process.unanswered > 1 for process in self.servers()), "left"
         if idle:
             assert all(p.unanswered < 2 for p in self.processes.values() if p.seated), "not taken back"
+        outside = [process for process in self.processes.values() if process.out and process.seated]
+        assert all(process.unfit or len(process.held) > 0 for process in outside), "it has nothing to do there"
+        assert all(process.unanswered < 2 for process in outside), "it has calls that could run elsewhere"
 
     def _check_seats(self) -> None:
-        """Every seat has a worker, and one that is to go a successor, or they are to come."""
+        """Every seat that is not asleep has a worker, and one that is to go a successor, or they are to come."""
         for seat in range(self.seats):
             workers = self.in_seat(seat)
             assert len(workers) <= 2
             if workers and self.relieved(workers[0]):
                 assert workers[0].held, "it has nothing in hand, and could go"
-            if self.not_before is None:
+            if seat in self.asleep:
+                assert not workers, "it could have stayed"
+            elif self.not_before is None:
                 assert workers, "a seat stays vacant"
-                wanted = workers[0].spent or workers[0].worn
+                wanted = workers[0].spent or workers[0].worn is not None
                 assert len(workers) > wanted, "a successor is missing"
                 assert len(workers) == 1 or wanted or workers[0].has_been_spent, "one too many"
+        if self.asleep and self.not_before is None:
+            assert len(self.queue) <= self.coming(), "a call waits although a worker could be had"
+            assert self.seats - len(self.asleep) >= self.least, "there should be more"

@@ -18,7 +18,7 @@ from aiopool.calls import CANCELLED, Call, Limits, Outcome, Reply
 from aiopool.commands import Command, Finish, Recall, Send, Spawn
 from aiopool.exceptions import AioPoolError, InitializerError
 from aiopool.phases import PoolPhase
-from aiopool.recycling import RecyclePolicy
+from aiopool.recycling import IdlePolicy, RecyclePolicy, RecycleReason
 from dispatch_facts import TIMEOUT, Answer, Begun, Heavy, Process, Ticket, able
 from dispatch_judge import Judge
 
@@ -28,8 +28,16 @@ NO_LIMITS = Limits()
 class World(Judge):
     """Everything around a dispatcher. Its methods are what may happen."""
 
-    def __init__(self, seats: int, *, depth: int = 1, policy: RecyclePolicy | None = None, grace: float = 0.0) -> None:
-        super().__init__(seats, depth=depth, policy=policy, grace=grace)
+    def __init__(
+        self,
+        seats: int,
+        *,
+        depth: int = 1,
+        policy: RecyclePolicy | None = None,
+        grace: float = 0.0,
+        idling: IdlePolicy | None = None,
+    ) -> None:
+        super().__init__(seats, depth=depth, policy=policy, grace=grace, idling=idling)
         self.spawns_to_fail = 0
         self.quick_to_begin = self.slow_to_report = False
         self._pending: deque[Command] = deque()
@@ -85,6 +93,20 @@ class World(Judge):
         if not behind:
             assert ticket.decided is (CANCELLED if waiting else before)
 
+    def resize(self, seats: int) -> None:
+        """The pool is to have so many seats. Who has calls in one that comes again, has it again."""
+        for process in self.processes.values():
+            process.out |= process.seat >= seats
+        back = [process for process in self.processes.values() if process.out and process.held and process.seated]
+        back = [process for process in back if process.seat < seats]
+        for process in back:
+            process.out = False
+        self.fresh.update(set(range(self.seats, seats)) - {process.seat for process in back})
+        self.fresh.intersection_update(range(seats))
+        self.asleep.intersection_update(range(seats))
+        self.seats = seats
+        self._decide(("resize",), lambda now: self.dispatcher.resize(seats, now))
+
     def close(self) -> None:
         """The pool is closed."""
         self.closing = True
@@ -108,7 +130,7 @@ class World(Judge):
         too_late = self._pass_deadlines()
         for process in self.processes.values():
             if process.worn_at is not None and process.worn_at <= self.now:
-                process.worn, process.worn_at = True, None
+                process.worn, process.worn_at = RecycleReason.AGE, None
         if self.not_before is not None and self.not_before <= self.now:
             self.not_before = None
         self._decide(("tick", too_late), self.dispatcher.tick)
@@ -145,6 +167,7 @@ class World(Judge):
         process.ready = True
         if not process.killed:
             process.deadline = None
+            self.fresh.discard(process.seat)
             process.worn_at = None if process.age is None else self.now + process.age
         before = self.phase
         self._decide(("ready",), lambda now: self.dispatcher.ready(process.number, now))
@@ -188,13 +211,17 @@ class World(Judge):
             case Answer(ticket, reply):
                 self._deliver_reply(process, ticket, reply)
             case Heavy():
-                process.worn = True
-                self._decide(("due",), lambda now: self.dispatcher.due(process.number, now))
+                self.wear_out(process)
 
     def deliver_all(self, process: Process) -> None:
         """All that it has said arrives."""
         while process.outbox:
             self.deliver(process)
+
+    def wear_out(self, process: Process) -> None:
+        """A worker uses too much memory."""
+        process.worn = RecycleReason.MEMORY
+        self._decide(("due",), lambda now: self.dispatcher.due(process.number, now))
 
     def claim(self, process: Process, ticket: Ticket) -> None:
         """A worker says that it begins a call, whether that is true or not."""
@@ -263,7 +290,7 @@ class World(Judge):
             lambda now: self.dispatcher.died(process.number, pid, exitcode, now, unseen=unseen, cause=cause),
         )
         assert all(ticket.decided is not None for ticket in victims)
-        assert not (lost and self.losses > self.dispatcher._losses.budget and self.queue), "calls wait for nobody"
+        assert not (lost and self.losses > self.budget and self.queue), "calls wait for nobody"
         assert all(ticket.ends_as(CANCELLED) for ticket in stopping)
 
     def _share_out(self, held: list[Ticket], begun: int) -> tuple[list[Ticket], list[Ticket]]:
@@ -285,6 +312,11 @@ class World(Judge):
         told = process.unfit or process.late or process.useless
         return told or (process.seated and not process.served and not killed_calls)
 
+    @property
+    def budget(self) -> int:
+        """How many losses in a row are borne."""
+        return losses.FAILURE_BUDGET + self.seats - 1
+
     def _lose(self) -> None:
         if self.phase is PoolPhase.STARTING:
             self.start_failed = True
@@ -293,7 +325,7 @@ class World(Judge):
                 self.losses = 0
             self.losses += 1
             self.lost_at = self.now
-            if self.losses > self.dispatcher._losses.budget:
+            if self.losses > self.budget:
                 self.broken, self.not_before = True, None
             elif self.losses > 1:
                 spread = 0.5 + self.foresee()
@@ -310,6 +342,7 @@ class World(Judge):
         for first in self.firsts():
             if first and self.overdue(first) and not of_no_effect:
                 first.load = math.inf  # it is sent no more before it has nothing in hand
+        self.note_who_rests()
         self._pending.extend(commands)
         if self._performing:
             return
@@ -324,7 +357,7 @@ class World(Judge):
         """Whether nothing follows from this, not even for others: a call behind others, a reply that comes too late."""
         match event:
             case ("submit",):
-                return len(self.queue) > 1
+                return len(self.queue) > 1 and not self.asleep
             case ("withdraw", somewhere):
                 return not somewhere
             case ("replied", _, _, counts):
@@ -434,6 +467,7 @@ class World(Judge):
         self.settle()
         assert all(ticket.decided is not None for ticket in self.tickets), "calls are left"
         if self.phase is PoolPhase.RUNNING:
-            assert len(self.idle()) == self.seats
+            assert len(self.idle()) == self.least
             waiting_for_a_seat = sum(process.has_been_spent for process in self.idle())
-            assert self.seats <= len(self.processes) <= self.seats + waiting_for_a_seat
+            assert self.least <= len(self.processes) <= self.least + waiting_for_a_seat
+            assert not self.dispatcher.resizing

@@ -13,11 +13,12 @@ from aiopool.commands import Command, Dismiss, Finish, Kill, Recall, Send, Spawn
 from aiopool.dispatch import Dispatcher
 from aiopool.exceptions import BrokenPool, InitializerError, PoolTerminated, WorkerDied
 from aiopool.phases import PoolPhase, WorkerPhase
-from aiopool.recycling import RecyclePolicy
+from aiopool.recycling import RecyclePolicy, RecycleReason
 
 ANSWER = Reply(failed=False, payload=b"answer")
 UNFIT = InitializerError("unfit")
 KILLED = -9
+CALLS = RecycleReason.CALLS
 
 
 def new_pool(seats: int = 1, *, depth: int = 1, limit: int | None = None) -> Dispatcher:
@@ -354,7 +355,12 @@ def test_a_successor_serves_nothing_before_its_predecessor_has_finished() -> Non
     pool = running_pool(limit=1)
     last, waiting = submitted(pool, 2)
     assert pool.ready(2, 0) == []
-    assert pool.replied(1, [(last.id, ANSWER)], 0) == [Finish(last, ANSWER), Dismiss(1), Send(2, waiting), Spawn(3, 0)]
+    assert pool.replied(1, [(last.id, ANSWER)], 0) == [
+        Finish(last, ANSWER),
+        Dismiss(1, CALLS),
+        Send(2, waiting),
+        Spawn(3, 0),
+    ]
 
 
 def test_a_successor_takes_the_seat_of_one_that_dies() -> None:
@@ -379,7 +385,7 @@ def test_an_automatic_chunk_that_does_not_fit_retires_the_worker() -> None:
     for call in (new_call(), new_call()):
         pool.submit(call, 0)
         pool.replied(1, [(call.id, ANSWER)], 0)
-    assert pool.submit(chunk, 0) == [Dismiss(1), Spawn(2, 0)]
+    assert pool.submit(chunk, 0) == [Dismiss(1, CALLS), Spawn(2, 0)]
     assert pool.ready(2, 0) == [Send(2, chunk)]
 
 
@@ -389,7 +395,7 @@ def test_an_explicit_larger_chunk_is_finished_and_then_the_worker_goes() -> None
     pool.submit(call, 0)
     pool.replied(1, [(call.id, ANSWER)], 0)
     assert pool.submit(chunk, 0) == [Send(1, chunk), Spawn(2, 0)]
-    assert pool.replied(1, [(chunk.id, ANSWER)], 0) == [Finish(chunk, ANSWER), Dismiss(1)]
+    assert pool.replied(1, [(chunk.id, ANSWER)], 0) == [Finish(chunk, ANSWER), Dismiss(1, CALLS)]
 
 
 def test_a_dismissed_worker_that_does_not_leave_is_killed() -> None:
@@ -734,7 +740,7 @@ def test_a_spent_worker_finishes_what_was_sent_ahead() -> None:
     assert pool.submit(third, 0) == []
     pool.ready(2, 0)
     assert pool.replied(1, [(first.id, ANSWER)], 0) == [Finish(first, ANSWER)]
-    assert pool.replied(1, [(second.id, ANSWER)], 0) == [Finish(second, ANSWER), Dismiss(1), Send(2, third)]
+    assert pool.replied(1, [(second.id, ANSWER)], 0) == [Finish(second, ANSWER), Dismiss(1, CALLS), Send(2, third)]
 
 
 def test_an_automatic_chunk_that_does_not_fit_is_not_sent_ahead() -> None:

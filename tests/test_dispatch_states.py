@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from aiopool.calls import Limits
 from aiopool.phases import PoolPhase
-from aiopool.recycling import RecyclePolicy
+from aiopool.recycling import IdlePolicy, RecyclePolicy
 from dispatch_facts import (
     Heavy,
     Process,
@@ -61,10 +61,12 @@ POLICIES = [RecyclePolicy(limit) for limit in (None, 1, 2, 5, 5)] + [
     RecyclePolicy(5, max_age=3.0, jitter=1.0),
 ]
 
+IDLING = [IdlePolicy()] * 4 + [IdlePolicy(5.0, 1), IdlePolicy(0.1, 0), IdlePolicy(20.0, 2), IdlePolicy(0.5, 0)]
 
 MOODS = [
     frozenset[str](),
     frozenset({"end"}),
+    frozenset({"end", "resize"}),
     frozenset({"end", "mishap", "nonsense", "lie"}),
     frozenset({"end", "cancel", "withdraw"}),
     frozenset({"end", "mishap", "wait"}),
@@ -137,6 +139,7 @@ class Machine(RuleBasedStateMachine):
     @initialize(
         size=st.sampled_from(list(itertools.product((1, 2, 3), (1, 2, 3, 3), (0.0, 1.0)))),
         policy=st.sampled_from(POLICIES),
+        idling=st.sampled_from(IDLING),
         menu=st.sampled_from(MENUS),
         paces=st.sampled_from(PACES),
         mood=st.sampled_from(MOODS),
@@ -148,6 +151,7 @@ class Machine(RuleBasedStateMachine):
         *,
         size: tuple[int, int, float],
         policy: RecyclePolicy,
+        idling: IdlePolicy,
         menu: list[Limits],
         paces: tuple[float, ...],
         mood: frozenset[str],
@@ -157,7 +161,7 @@ class Machine(RuleBasedStateMachine):
         """A pool, mostly one that runs already."""
         seats, depth, grace = size
         self.menu, self.paces, self.mood, self.hasty = menu, paces, mood, hasty
-        self.world = World(seats, depth=depth, policy=policy, grace=grace)
+        self.world = World(seats, depth=depth, policy=policy, grace=grace, idling=idling)
         if begins != "new":
             self.world.start()
         if begins == "running":
@@ -233,6 +237,13 @@ class Machine(RuleBasedStateMachine):
     def withdraw(self, pick: int) -> None:
         """Somebody withdraws one of the latest calls."""
         self.world.withdraw(self.world.tickets[-1 - pick % len(self.world.tickets)])
+
+    @event(5, (1, 1, 2, 3, 4, 5), (None, None, 2, 4), when=lambda world: world.phase is PoolPhase.RUNNING)
+    def resize(self, seats: int, then: int | None) -> None:
+        """The pool is to be larger or smaller, and maybe that is thought better of."""
+        self.world.resize(seats)
+        if then is not None:
+            self.world.resize(then)
 
     @event(1, ("terminate", "close", "close"), when=lambda world: len(world.tickets) > 5)
     def end(self, how: str) -> None:
@@ -394,6 +405,17 @@ class Machine(RuleBasedStateMachine):
             self.world.stall(seconds)
         else:
             self.world.wait(seconds)
+
+    @event(4, range(1, 4), (False, False, True), when=lambda world: world.rest_ends() is not None)
+    def rest(self, count: int, worn: bool) -> None:
+        """Nothing happens until workers go that have nothing to do; one may be worn by then."""
+        for _ in range(count):
+            ends = self.world.rest_ends()
+            if worn and is_there(up)(self.world):
+                self.world.wear_out(self.some(up, count))
+            if ends is not None:
+                self.world.now = max(self.world.now, ends)
+                self.world.wait(0)
 
     @event(3, range(3), (False, True), (False, True))
     def set_a_trap(self, spawns: int, quick: bool, slow: bool) -> None:

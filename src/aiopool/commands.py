@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from .calls import Call, Outcome
+from .recycling import RecycleReason
 
 __all__ = ["Command", "Dismiss", "Finish", "Interrupt", "Kill", "Recall", "Send", "Spawn"]
 
@@ -41,9 +42,13 @@ class Interrupt(NamedTuple):
 
 
 class Dismiss(NamedTuple):
-    """Tell this worker, which has nothing in hand, to leave by itself."""
+    """Tell this worker, which has nothing in hand, to leave by itself.
+
+    The reason is why another takes its place, or None if none does.
+    """
 
     worker: int
+    reason: RecycleReason | None = None
 
 
 class Kill(NamedTuple):

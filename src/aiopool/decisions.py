@@ -17,8 +17,8 @@ from .commands import Command, Dismiss, Finish, Interrupt, Kill, Recall, Send, S
 from .exceptions import AioPoolError, BrokenPool, CallTimeout, InitializerError, PoolTerminated, WorkerDied
 from .losses import Losses
 from .phases import POOL_MOVES, PoolPhase, WorkerPhase
-from .recycling import RecyclePolicy
-from .seats import Crew, Worker
+from .recycling import IdlePolicy, RecyclePolicy, RecycleReason
+from .seats import Crew, Seat, SeatPhase, Worker
 
 __all__ = ["AHEAD", "BEGIN_TIMEOUT", "LEAVE_GRACE", "OVERDUE", "START_TIMEOUT", "Decisions"]
 
@@ -47,6 +47,7 @@ class Decisions:
         grace: seconds from the interruption of a call to the end of its worker; 0 for no interruption.
         start_timeout: seconds that a worker has to become ready.
         depth: how many calls a worker may have in its channel, the running one included.
+        idling: which workers go that have nothing to do.
         jitter: returns a number from 0 to 1; spreads the delays between starts after failures.
     """
 
@@ -58,15 +59,18 @@ class Decisions:
         grace: float = 0.0,
         start_timeout: float = START_TIMEOUT,
         depth: int = 1,
+        idling: IdlePolicy | None = None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.phase: PoolPhase = PoolPhase.NEW
         self.cause: AioPoolError | None = None  # of a failed start or a broken pool
+        self._broken_after = 0  # so many workers that were lost
         self._crew = Crew(seats, policy, start_timeout, jitter)
         self._losses = Losses(seats, jitter)
         self._grace = grace
         self._start_timeout = start_timeout
         self._depth = depth
+        self._idling = idling or IdlePolicy()
         self._backlog = Backlog()
         self._owner: dict[int, Worker] = {}  # by call id, from Send until the call ends
         self._unseen_before: set[int] = set()  # ids of calls whose worker died before it had read them
@@ -87,15 +91,18 @@ class Decisions:
         while self._backlog and self._crew.idle:
             worker, call = self._crew.idle.pop(), self._backlog.first()
             if call.automatic and not worker.allowance.fits(worker.taken, call.weight):
-                self._dismiss(worker, now)
+                self._replace(worker, now)
             else:
                 self._send(worker, self._backlog.take(), now)
         self._send_ahead(now)
         self._take_back(now)
 
     def _send_ahead(self, now: float) -> None:
-        """Deal out what waits among busy workers, to each one call in its turn, as long as all of it is soon done."""
-        if not self._backlog:
+        """Deal out what waits among busy workers, to each one call in its turn, as long as all of it is soon done.
+
+        But not while another worker could be had: two calls may wait for one another.
+        """
+        if not self._backlog or self._crew.dormant:
             return
         occupants = (seat.occupant for seat in self._crew.seats)
         turns = deque(sorted(filter(_may_have_more, occupants), key=lambda worker: worker.load))
@@ -160,10 +167,10 @@ class Decisions:
             else:
                 first.phase = CallPhase.RUNNING
         elif worker.phase is WorkerPhase.RETIRING or (worker.due and worker.seat.has_ready_successor):
-            self._dismiss(worker, now)
+            self._replace(worker, now)
         else:
             self._crew.move(worker, WorkerPhase.IDLE)
-            self._crew.idle.append(worker)
+            self._crew.rest(worker, now)
 
     def _condemn(self, call: Call, verdict: Outcome, now: float) -> None:
         """Decide how a call ends that a worker has; it ends when it has stopped."""
@@ -185,7 +192,7 @@ class Decisions:
                 self._crew.deadlines[worker] = now + self._grace
                 self._commands.append(Interrupt(worker.id, worker.calls[0]))
             else:
-                self._kill(worker)
+                self._kill(worker, now)
 
     def _overdue(self, worker: Worker, now: float) -> None:
         """A worker has let its deadline pass."""
@@ -202,38 +209,91 @@ class Decisions:
         """Kill a worker that is no good. In the pool's start, that ends it at once."""
         if worker.cause is not None and self.phase is PoolPhase.STARTING:
             self._lose(worker.cause, now)
-        self._kill(worker)
+        self._kill(worker, now)
 
     def _recall(self, worker: Worker) -> None:
         if not worker.recalled and worker.phase in (WorkerPhase.BUSY, WorkerPhase.RETIRING):
             worker.recalled = worker.recalling = True
             self._commands.append(Recall(worker.id))
 
-    def _dismiss(self, worker: Worker, now: float) -> None:
+    def _replace(self, worker: Worker, now: float) -> None:
+        """Dismiss a worker that has served enough, or whose seat is no more."""
+        replaced = self.phase is PoolPhase.RUNNING and worker.seat.phase is SeatPhase.OPEN
+        self._dismiss(worker, worker.due or RecycleReason.CALLS if replaced else None, now)
+
+    def _dismiss(self, worker: Worker, reason: RecycleReason | None, now: float) -> None:
         self._crew.move(worker, WorkerPhase.LEAVING)
         self._crew.deadlines[worker] = now + LEAVE_GRACE
-        self._crew.vacate(worker)
-        self._commands.append(Dismiss(worker.id))
+        self._crew.vacate(worker, now)
+        self._commands.append(Dismiss(worker.id, reason))
 
-    def _kill(self, worker: Worker) -> None:
+    def _kill(self, worker: Worker, now: float) -> None:
         if worker.phase is not WorkerPhase.KILLED:
             self._crew.move(worker, WorkerPhase.KILLED)
-            self._crew.vacate(worker)
+            self._crew.vacate(worker, now)
             self._commands.append(Kill(worker.id))
+
+    # Seats.
+
+    def _clear(self, seat: Seat, now: float) -> None:
+        """Have everybody leave a seat: the successor first, or it would take the occupant's place."""
+        for worker in (seat.successor, seat.occupant):
+            if worker is not None:
+                self._send_off(worker, now)
+
+    def _send_off(self, worker: Worker, now: float) -> None:
+        """Have a worker leave that is not needed any more, with nothing in hand but what it runs already."""
+        if worker.phase is WorkerPhase.IDLE:
+            self._dismiss(worker, None, now)
+        elif worker.phase is WorkerPhase.STARTING:
+            self._kill(worker, now)
+        elif worker.phase is WorkerPhase.LEAVING:
+            self._crew.vacate(worker, now)
+        else:
+            if worker.phase is WorkerPhase.BUSY:
+                self._crew.move(worker, WorkerPhase.RETIRING)
+            if len(worker.calls) > 1:
+                self._recall(worker)
+
+    def _let_idle_go(self, now: float) -> None:
+        """Dismiss who has had nothing to do for too long, as long as enough others are ready."""
+        while (due := self._idle_deadline()) is not None and due <= now:
+            seat = self._crew.idle[0].seat
+            self._crew.lay_down(seat)
+            self._clear(seat, now)
+
+    def _idle_deadline(self) -> float | None:
+        """Return when the next worker goes that has nothing to do until then, or None."""
+        idle, timeout = self._crew.idle, self._idling.timeout
+        if timeout is None or not idle or self.phase is not PoolPhase.RUNNING:
+            return None
+        spare = len(idle) > self._idling.minimum or self._crew.count_staffed() > self._idling.minimum
+        return idle[0].since + timeout if spare else None
 
     def _refill(self, now: float) -> None:
         """Start workers for vacant seats and successors for those that retire, as far as they are needed."""
         if self._losses.not_before is not None:
             return
         if self.phase in (PoolPhase.STARTING, PoolPhase.RUNNING):
+            if self._crew.dormant:
+                self._crew.wake(self._wanted())
             needed = len(self._crew.seats)
         elif self.phase is PoolPhase.CLOSING and self._backlog:
             needed = len(self._backlog) - self._crew.starting()
+            if self._crew.dormant:
+                self._crew.wake(needed - len(self._crew.openings()))
         else:
             return
         for seat in self._crew.openings()[: max(0, needed)]:
             worker = self._crew.hire(seat, now)
             self._commands.append(Spawn(worker.id, seat.number))
+
+    def _wanted(self) -> int:
+        """Return how many seats more should be open: one for each call that waits for nobody, and the least."""
+        seats = len(self._crew.seats)
+        opened = seats - self._crew.dormant
+        coming = opened - self._crew.count_staffed()
+        return max(len(self._backlog) - coming, min(self._idling.minimum, seats) - opened)
 
     def _wind_down(self, now: float) -> None:
         if self.phase is PoolPhase.BROKEN:
@@ -243,9 +303,15 @@ class Decisions:
             if not any(worker.recalling for worker in workers):
                 for worker in workers:
                     if worker.phase is WorkerPhase.IDLE:
-                        self._dismiss(worker, now)
+                        self._dismiss(worker, None, now)
         if self.phase in (PoolPhase.CLOSING, PoolPhase.TERMINATING) and not self._crew.workers and not self._backlog:
             self._enter(PoolPhase.CLOSED)
+
+    def _open(self, now: float) -> None:
+        """Calls can come from now on."""
+        self._enter(PoolPhase.RUNNING)
+        for worker in self._crew.idle:
+            worker.since = now
 
     # Ends.
 
@@ -278,12 +344,12 @@ class Decisions:
             self._end(call, call.verdict or PoolTerminated("the pool was terminated while the call ran"))
         worker.calls.clear()
 
-    def _kill_all(self) -> None:
+    def _kill_all(self, now: float) -> None:
         self._enter(PoolPhase.TERMINATING)
         self._fail_waiting(lambda: PoolTerminated("the pool was terminated while the call waited"))
         for worker in list(self._crew.workers.values()):
             self._abandon_calls(worker)
-            self._kill(worker)
+            self._kill(worker, now)
 
     def _fail_waiting(self, error: Callable[[], AioPoolError]) -> None:
         while self._backlog:
@@ -293,7 +359,7 @@ class Decisions:
         """A worker went without having been of use: wait longer before each start, and in the end give up."""
         if self.phase is PoolPhase.STARTING:
             self.cause = cause
-            self._kill_all()
+            self._kill_all(now)
             return
         if self.phase is PoolPhase.TERMINATING:
             return
@@ -301,14 +367,14 @@ class Decisions:
             self._give_up(cause)
 
     def _give_up(self, cause: AioPoolError) -> None:
-        self.cause = cause
+        self.cause, self._broken_after = cause, self._losses.in_a_row
         if self.phase is PoolPhase.RUNNING:
             self._enter(PoolPhase.BROKEN)
         self._fail_waiting(self.broken)
 
     def broken(self) -> BrokenPool:
         """Return the error that a call on a broken pool gets."""
-        error = BrokenPool(f"{self._losses.budget + 1} workers in a row were lost before they served a call")
+        error = BrokenPool(f"{self._broken_after} workers in a row were lost before they served a call")
         error.__cause__ = self.cause
         return error
 

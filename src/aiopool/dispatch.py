@@ -5,9 +5,11 @@ ready, replied, died, a deadline passed. Each of these inputs is a method that t
 returns the commands to carry out: `Spawn`, `Send`, `Recall`, `Dismiss`, `Kill`, `Finish`. Reply, death, cancel,
 close and terminate all meet here, one after the other, so a call ends exactly once: the first of them wins.
 
-A pool has a fixed number of *seats*. The occupant of a seat serves calls. When it begins its last one, its
-successor is started, so that it is ready when the seat falls vacant; it serves nothing before that, so never
-more calls run than there are seats.
+A pool has a number of *seats*. The occupant of a seat serves calls. When it begins its last one, its successor is
+started, so that it is ready when the seat falls vacant; it serves nothing before that, so never more calls run than
+there are seats. A seat that had nothing to do for long lies *dormant*, without a worker, until calls wait. When the
+pool is made smaller, its last seats are *closed*; a call that runs there ends in its time. If it is made larger before
+that, the seat is the same: at no time do two calls run in seats of the same number.
 
 Workers and pool move from phase to phase as the tables in `aiopool.phases` say. Any other move is a bug here, and
 raises before anything has changed.
@@ -24,7 +26,7 @@ from .decisions import LEAVE_GRACE, Decisions
 from .exceptions import AioPoolError, InitializerError, PoolTerminated, WorkerDied
 from .phases import PoolPhase, WorkerPhase
 from .recycling import RecycleReason
-from .seats import Worker
+from .seats import SeatPhase, Worker
 
 __all__ = ["Dispatcher"]
 
@@ -36,6 +38,21 @@ class Dispatcher(Decisions):
     def idle(self) -> int:
         """How many calls would be sent at once if they came now."""
         return len(self._crew.idle)
+
+    @property
+    def seats(self) -> int:
+        """How many calls may run at once."""
+        return len(self._crew.seats)
+
+    @property
+    def resizing(self) -> bool:
+        """Whether a seat has never had a worker that was ready, or a worker is left of a seat that is no more."""
+        return bool(self._crew.fresh) or any(worker.seat.number >= self.seats for worker in self.workers.values())
+
+    @property
+    def resting(self) -> bool:
+        """Whether no seat has a worker, or is to have one, because there is nothing to do."""
+        return self._crew.dormant == self.seats
 
     @property
     def waiting(self) -> int:
@@ -60,7 +77,7 @@ class Dispatcher(Decisions):
             self._end(call, PoolTerminated("the pool was terminated before the call was taken"))
             return self._decided(now)
         self._backlog.put(call)
-        if len(self._backlog) > 1:
+        if len(self._backlog) > 1 and not self._crew.dormant:
             return []  # where others wait, so must this one
         return self._decided(now)
 
@@ -83,6 +100,16 @@ class Dispatcher(Decisions):
         self._recall(self._owner[call.id])
         return self._decided(now)
 
+    def resize(self, seats: int, now: float) -> list[Command]:
+        """Have so many seats from now on, if the pool runs. What is behind a call in a closed seat is taken back."""
+        if self.phase is PoolPhase.RUNNING:
+            while self.seats < seats:
+                self._crew.add_seat()
+            while self.seats > seats:
+                self._clear(self._crew.remove_seat(), now)
+            self._losses.expect(seats)
+        return self._decided(now)
+
     def close(self, now: float) -> list[Command]:
         """Take no more calls; let everybody leave when the accepted ones are done."""
         if self.phase is PoolPhase.NEW:
@@ -96,7 +123,7 @@ class Dispatcher(Decisions):
         if self.phase is PoolPhase.NEW:
             self._enter(PoolPhase.CLOSED)
         elif self.phase not in (PoolPhase.TERMINATING, PoolPhase.CLOSED):
-            self._kill_all()
+            self._kill_all(now)
         return self._decided(now)
 
     # Inputs: what workers do.
@@ -109,12 +136,13 @@ class Dispatcher(Decisions):
             worker.ready_at = now
             if worker.allowance.age is not None:
                 self._crew.ages[worker] = now + worker.allowance.age
+            self._crew.fresh.discard(worker.seat)
             if worker.seat.occupant is worker:
-                self._crew.idle.append(worker)
+                self._crew.rest(worker, now)
             elif worker.seat.occupant in self._crew.idle and worker.seat.occupant.due:
-                self._dismiss(worker.seat.occupant, now)
-            if self.phase is PoolPhase.STARTING and self._crew.all_ready():
-                self._enter(PoolPhase.RUNNING)
+                self._replace(worker.seat.occupant, now)
+            if self.phase is PoolPhase.STARTING and not self._crew.fresh:
+                self._open(now)
         return self._decided(now)
 
     def unfit(self, worker_id: int, cause: AioPoolError, now: float) -> list[Command]:
@@ -179,7 +207,8 @@ class Dispatcher(Decisions):
         worker.taken -= sum(call.weight for call in back)
         worker.load -= sum(call.cost for call in back)
         self._requeue(back)
-        if worker.phase is WorkerPhase.RETIRING and not worker.allowance.spent(worker.taken):
+        stays = worker.seat.phase is not SeatPhase.CLOSED and not worker.allowance.spent(worker.taken)
+        if worker.phase is WorkerPhase.RETIRING and stays:
             self._crew.move(worker, WorkerPhase.BUSY)
         if worker.phase in (WorkerPhase.BUSY, WorkerPhase.RETIRING):
             self._proceed(worker, now)
@@ -218,7 +247,7 @@ class Dispatcher(Decisions):
         self._requeue(calls[begun:])
         for call in reversed(calls[:begun]):
             self._end_with_worker(call, pid, exitcode)
-        self._crew.vacate(worker)
+        self._crew.vacate(worker, now)
         cause = worker.cause or cause
         if cause or (useless and not begun):
             self._lose(cause or _premature(pid, exitcode, in_start=in_start), now)
@@ -234,6 +263,7 @@ class Dispatcher(Decisions):
                 del self._crew.ages[worker]
                 self._crew.wear_out(worker, RecycleReason.AGE)
         self._losses.pass_time(now)
+        self._let_idle_go(now)
         return self._decided(now)
 
     def deadline(self) -> float | None:
@@ -241,6 +271,8 @@ class Dispatcher(Decisions):
         times = [*self._crew.deadlines.values(), *self._crew.ages.values()]
         if self._losses.not_before is not None:
             times.append(self._losses.not_before)
+        if self._idling.timeout is not None and (rest := self._idle_deadline()) is not None:
+            times.append(rest)
         return min(times, default=None)
 
 

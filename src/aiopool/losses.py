@@ -24,33 +24,38 @@ class Losses:
         jitter: returns a number from 0 to 1; spreads the delays.
 
     Attributes:
+        in_a_row: how many were lost since the last one that was of use.
         budget: how many in a row are borne.
         not_before: when the next worker may be started, or None for at once.
     """
 
     def __init__(self, seats: int, jitter: Callable[[], float]) -> None:
-        self.budget: int = FAILURE_BUDGET + seats - 1
+        self.in_a_row = 0
         self.not_before: float | None = None
         self._jitter = jitter
-        self._in_a_row = 0
         self._last = 0.0
+        self.expect(seats)
+
+    def expect(self, seats: int) -> None:
+        """So many may be lost at once from now on."""
+        self.budget = FAILURE_BUDGET + seats - 1
 
     def count(self, now: float) -> bool:
         """A worker was lost; return whether that is borne."""
         if now - self._last > QUIET:
-            self._in_a_row = 0
-        self._in_a_row += 1
+            self.in_a_row = 0
+        self.in_a_row += 1
         self._last = now
-        if self._in_a_row > self.budget:
+        if self.in_a_row > self.budget:
             self.not_before = None
             return False
-        if self._in_a_row > 1:
-            self.not_before = now + FIRST_DELAY * 2 ** (self._in_a_row - 2) * (0.5 + self._jitter())
+        if self.in_a_row > 1:
+            self.not_before = now + FIRST_DELAY * 2 ** (self.in_a_row - 2) * (0.5 + self._jitter())
         return True
 
     def forgive(self) -> None:
         """A worker was of use: what was lost before does not matter any more."""
-        self._in_a_row = 0
+        self.in_a_row = 0
 
     def pass_time(self, now: float) -> None:
         """The time is ``now``: maybe the wait is over."""

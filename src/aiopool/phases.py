@@ -17,7 +17,7 @@ class WorkerPhase(enum.Enum):
     BUSY = "busy"
     """Has calls: the first of them runs."""
     RETIRING = "retiring"
-    """Running its last calls, if none of them is taken back; a successor is on the way."""
+    """Running its last calls, if none of them is taken back; a successor is on the way, unless its seat is no more."""
     LEAVING = "leaving"
     """Told to leave; nothing in hand."""
     KILLED = "killed"

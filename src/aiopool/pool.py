@@ -35,7 +35,7 @@ from .lifecycle import Lifecycle
 from .packing import Packer
 from .phases import PoolPhase, WorkerPhase
 from .pickling import PLAIN, ForeignPickling, Pickler, Pickling, check_pickler
-from .recycling import RecyclePolicy
+from .recycling import IdlePolicy, RecyclePolicy
 from .sharing import Shared
 from .stats import PoolStats
 from .worker.environment import thread_variables
@@ -83,6 +83,10 @@ class AioPool(Lifecycle, Caller):
         max_age: seconds from which on a worker is replaced.
         recycle_jitter: a part, from 0 to 1, by which each worker's limits of calls and age are lowered at random, so
             that workers do not all leave together.
+        idle_timeout: seconds without anything to do after which a worker goes, as long as more than ``min_processes``
+            are ready. When calls wait, workers are started again, as many as there are calls. None for never.
+        min_processes: how many workers stay although they have nothing to do, 0 for none; only with ``idle_timeout``,
+            where the default, None, means 1.
         start_timeout: seconds that a worker has to start and to run its initializer.
         preload: names of modules that workers have imported before the first call. The fork server imports them
             once if it is not running yet.
@@ -93,8 +97,9 @@ class AioPool(Lifecycle, Caller):
         pickler: a module, or an object, whose ``dumps`` and ``loads`` take the place of those of `pickle` for
             functions, arguments, results and the initializer; cloudpickle, for instance. Exceptions travel as ever.
         thread_limit: how many threads each of the numerical libraries (OpenMP, OpenBLAS, MKL, BLIS, Accelerate, Numba,
-            NumExpr) may use in a worker. None divides the CPUs among the workers, but for what the environment says
-            already. What a fork brings along, and what the fork server has imported, keeps the limit that it has.
+            NumExpr) may use in a worker. None divides the CPUs by the number of processes when the worker is started,
+            but for what the environment says already. What a fork brings along, and what the fork server has imported,
+            keeps the limit that it has.
         hooks: objects with a method ``on_event`` that is called with each of the pool's events; see `aiopool.Hook`.
         backend: what runs the calls: ``"local"``, workers on this machine; ``"inline"`` or an `aiopool.Inline`, this
             process, for tests, breakpoints and mocks.
@@ -119,6 +124,8 @@ class AioPool(Lifecycle, Caller):
         max_memory_per_child: int | None = None,
         max_age: float | None = None,
         recycle_jitter: float = 0.0,
+        idle_timeout: float | None = None,
+        min_processes: int | None = None,
         start_timeout: float = 60.0,
         preload: Sequence[str] = (),
         context_vars: Iterable[ContextVar[Any]] = (),
@@ -144,19 +151,23 @@ class AioPool(Lifecycle, Caller):
             optional(seconds, "max_age", max_age),
             fraction("recycle_jitter", recycle_jitter),
         )
+        initialize = Initializer(initializer, tuple(iterate("initargs", initargs)), modules, pickling)
+        memory = optional(at_least_one, "max_memory_per_child", max_memory_per_child)
+        threads = optional(at_least_one, "thread_limit", thread_limit)
         runs = LocalBackend(
             seats,
-            Setup(
+            lambda seats: Setup(
                 start_method,
-                Initializer(initializer, tuple(iterate("initargs", initargs)), modules, pickling),
-                optional(at_least_one, "max_memory_per_child", max_memory_per_child),
+                initialize,
+                memory,
                 log_records.levels if forward_logs else lambda: None,
                 pickling,
-                thread_variables(optional(at_least_one, "thread_limit", thread_limit), max(1, cpus // seats)),
+                thread_variables(threads, max(1, cpus // seats)),
             ),
             policy,
             grace=seconds("cancel_grace", cancel_grace, zero=True),
             start_timeout=seconds("start_timeout", start_timeout),
+            idling=find_idling(idle_timeout, min_processes, seats),
             hooks=watchers,
             kind=WorkerProcess if inline is None else InlineWorker,
         )
@@ -171,15 +182,35 @@ class AioPool(Lifecycle, Caller):
         """How many calls may run at once."""
         return self._backend.seats
 
+    async def resize(self, processes: int) -> None:
+        """Change how many calls may run at once; return when new workers are ready and those too many are gone.
+
+        No call is lost or run twice: one that a worker runs which is to go comes to its end first. The new number is
+        in force at once, also if the wait for all this is cancelled. Where several wait, the last number counts, and
+        all return when it is reached.
+
+        Args:
+            processes: how many; the workers of the highest seats go.
+
+        Raises:
+            BrokenPool: the new workers kept dying.
+            PoolNotRunning: the pool is not started, or closed, maybe while this waited.
+            TypeError: that is no number.
+            ValueError: it is less than 1.
+        """
+        self._guard.check_usable()
+        await self._backend.resize(at_least_one("processes", processes))
+
     def stats(self) -> PoolStats:
         """Return a snapshot of the pool: its workers, its calls, how long they took. Cheap, and for any thread."""
         return self._backend.stats()
 
     @property
     def healthy(self) -> bool:
-        """Whether calls are taken, and somebody is ready to run them. This is what a probe asks for."""
+        """Whether calls are taken, and somebody is ready to run them, or not there for want of them: for a probe."""
         stats = self.stats()
-        return stats.phase == PoolPhase.RUNNING.value and any(worker.phase in SERVING for worker in stats.workers)
+        ready = any(worker.phase in SERVING for worker in stats.workers) or self._backend.resting
+        return stats.phase == PoolPhase.RUNNING.value and ready
 
     def share(self, value: T) -> Shared[T]:
         """Return a handle that stands for an object in the arguments of many calls, so that it crosses only once.
@@ -203,6 +234,18 @@ class AioPool(Lifecycle, Caller):
                 "this pool's pickler has no dumps with buffer_callback, as pickle has it: nothing can be shared"
             )
         return Shared(self._backend.share(self._engine.packer.pack_value(value)))
+
+
+def find_idling(timeout: float | None, minimum: int | None, processes: int) -> IdlePolicy:
+    """Return which workers go that have nothing to do, or raise TypeError or ValueError."""
+    optional(seconds, "idle_timeout", timeout)
+    if minimum is None:
+        return IdlePolicy(timeout, 1)
+    if at_least(0, "min_processes", minimum) > processes:
+        raise ValueError(f"min_processes must be at most processes, which is {processes}, not {minimum}")
+    if timeout is None:
+        raise ValueError(f"min_processes needs an idle_timeout, or all workers stay, not only {minimum}")
+    return IdlePolicy(timeout, minimum)
 
 
 def find_inline(backend: str | Inline) -> Inline | None:

@@ -1,11 +1,11 @@
-"""When a worker has served long enough. Pure: numbers in, answers out."""
+"""When a worker has served long enough, or had nothing to do for long enough. Pure: numbers in, answers out."""
 
 from __future__ import annotations
 
 import dataclasses
 import enum
 
-__all__ = ["Allowance", "RecyclePolicy", "RecycleReason"]
+__all__ = ["Allowance", "IdlePolicy", "RecyclePolicy", "RecycleReason"]
 
 
 class RecycleReason(enum.Enum):
@@ -35,6 +35,19 @@ class Allowance:
     def spent(self, taken: int) -> bool:
         """Whether a worker that has taken so many calls takes no more."""
         return self.calls is not None and taken >= self.calls
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class IdlePolicy:
+    """The rule by which workers go that have nothing to do.
+
+    Attributes:
+        timeout: seconds after which one goes, or None for never.
+        minimum: so many stay.
+    """
+
+    timeout: float | None = None
+    minimum: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

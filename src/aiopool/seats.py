@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections import deque
 from collections.abc import Callable
 
@@ -10,7 +11,10 @@ from .exceptions import AioPoolError
 from .phases import WORKER_MOVES, WorkerPhase
 from .recycling import Allowance, RecyclePolicy, RecycleReason
 
-__all__ = ["Crew", "Seat", "Worker"]
+__all__ = ["Crew", "Seat", "SeatPhase", "Worker"]
+
+SERVING = (WorkerPhase.IDLE, WorkerPhase.BUSY, WorkerPhase.RETIRING)
+"""Where a worker stands that has, or may have, calls."""
 
 
 class Worker:
@@ -42,7 +46,7 @@ class Worker:
         self.calls: deque[Call] = deque()  # sent and not answered; the first of them runs
         self.load: float = 0.0  # seconds that its calls will take, as predicted when they were sent
         self.ready_at: float | None = None  # when it had run its initializer
-        self.since: float = 0.0  # when the first of them began, as far as can be known
+        self.since: float = 0.0  # when the first of them began, as far as can be known; or when none was left
         self.taken: int = 0  # calls of the user's function sent to it so far
         self.served: int = 0  # those it has answered
         self.recalling: bool = False  # a recall is under way
@@ -53,13 +57,25 @@ class Worker:
         return f"<Worker {self.id} {self.phase.value} calls={len(self.calls)} served={self.served}>"
 
 
+class SeatPhase(enum.Enum):
+    """Whether a seat is to have a worker."""
+
+    OPEN = "open"
+    """If it has none, it gets one as soon as that may be started."""
+    DORMANT = "dormant"
+    """It has none, since there was nothing to do for the last one; it gets one when there is."""
+    CLOSED = "closed"
+    """The pool has become smaller: whoever is there leaves after the call that runs."""
+
+
 class Seat:
     """A place for one worker at a time to serve calls."""
 
-    __slots__ = ("number", "occupant", "successor")
+    __slots__ = ("number", "occupant", "phase", "successor")
 
     def __init__(self, number: int) -> None:
         self.number: int = number
+        self.phase: SeatPhase = SeatPhase.OPEN
         self.occupant: Worker | None = None
         self.successor: Worker | None = None
 
@@ -72,6 +88,11 @@ class Seat:
             and self.successor is None
             and (occupant.due is not None or occupant.phase is WorkerPhase.RETIRING)
         )
+
+    @property
+    def staffed(self) -> bool:
+        """Whether the occupant is ready, and no worse."""
+        return self.occupant is not None and self.occupant.phase in SERVING
 
     @property
     def has_ready_successor(self) -> bool:
@@ -90,8 +111,11 @@ class Crew:
 
     Attributes:
         workers: by their ids.
-        seats: the places.
-        idle: occupants of seats that have nothing to do; the last is the warmest.
+        seats: the places, by their numbers.
+        closed: places that are no more, and whose workers have calls yet; by their numbers.
+        fresh: places that have not had a worker that was ready.
+        dormant: how many places have no worker because there is nothing to do.
+        idle: occupants of seats that have nothing to do, who has been so for longest first; the last is the warmest.
         deadlines: when a start, a call, an interruption or a leave has taken too long.
         ages: when workers become due by age.
     """
@@ -99,6 +123,9 @@ class Crew:
     def __init__(self, seats: int, policy: RecyclePolicy, start_timeout: float, jitter: Callable[[], float]) -> None:
         self.workers: dict[int, Worker] = {}
         self.seats: list[Seat] = [Seat(number) for number in range(seats)]
+        self.closed: dict[int, Seat] = {}
+        self.fresh: set[Seat] = set(self.seats)
+        self.dormant: int = 0
         self.idle: list[Worker] = []
         self.deadlines: dict[Worker, float] = {}
         self.ages: dict[Worker, float] = {}
@@ -106,7 +133,64 @@ class Crew:
         self._start_timeout = start_timeout
         self._jitter = jitter
         self._hired = 0
-        self._settled = False  # every seat has an occupant, and a successor if it wants one
+        self._settled = False  # every open seat has an occupant, and a successor if it wants one
+
+    # Seats.
+
+    def add_seat(self) -> None:
+        """Add the next seat. If it was closed, and its worker has calls yet, that worker stays."""
+        number = len(self.seats)
+        seat = self.closed.pop(number, None)
+        if seat is None:
+            seat = Seat(number)
+            self.fresh.add(seat)
+        elif seat.occupant is not None and not seat.occupant.allowance.spent(seat.occupant.taken):
+            self.move(seat.occupant, WorkerPhase.BUSY)
+        seat.phase = SeatPhase.OPEN
+        self.seats.append(seat)
+        self._settled = False
+
+    def remove_seat(self) -> Seat:
+        """Close the last seat; whoever is there is to go."""
+        seat = self.seats.pop()
+        self.dormant -= seat.phase is SeatPhase.DORMANT
+        self.fresh.discard(seat)
+        seat.phase = SeatPhase.CLOSED
+        if seat.occupant is not None:
+            self.closed[seat.number] = seat
+        return seat
+
+    def lay_down(self, seat: Seat) -> None:
+        """A seat needs no worker for now; whoever is there is to go."""
+        seat.phase = SeatPhase.DORMANT
+        self.dormant += 1
+
+    def wake(self, count: int) -> None:
+        """Open so many of the dormant seats, or all of them."""
+        for seat in self.seats:
+            if count > 0 and seat.phase is SeatPhase.DORMANT:
+                seat.phase = SeatPhase.OPEN
+                count -= 1
+                self.dormant -= 1
+                self._settled = False
+
+    def openings(self) -> list[Seat]:
+        """Return the seats that a worker is to be made for."""
+        if self._settled:
+            return []
+        found = [
+            seat
+            for seat in self.seats
+            if (seat.occupant is None and seat.phase is SeatPhase.OPEN) or seat.wants_successor
+        ]
+        self._settled = not found
+        return found
+
+    def count_staffed(self) -> int:
+        """Return how many seats have a worker that is ready."""
+        return sum(seat.staffed for seat in self.seats)
+
+    # Workers.
 
     def hire(self, seat: Seat, now: float) -> Worker:
         """Make a worker for a seat that is vacant, or whose occupant needs a successor."""
@@ -119,13 +203,10 @@ class Crew:
             seat.successor = worker
         return worker
 
-    def openings(self) -> list[Seat]:
-        """Return the seats that a worker is to be made for."""
-        if self._settled:
-            return []
-        found = [seat for seat in self.seats if seat.occupant is None or seat.wants_successor]
-        self._settled = not found
-        return found
+    def rest(self, worker: Worker, now: float) -> None:
+        """The occupant of a seat has nothing to do from now on."""
+        worker.since = now
+        self.idle.append(worker)
 
     def wear_out(self, worker: Worker, reason: RecycleReason) -> None:
         """A worker is to go as soon as somebody can take its place."""
@@ -144,22 +225,32 @@ class Crew:
         if phase in (WorkerPhase.LEAVING, WorkerPhase.KILLED, WorkerPhase.GONE):
             self.ages.pop(worker, None)
 
-    def vacate(self, worker: Worker) -> None:
+    def vacate(self, worker: Worker, now: float) -> None:
         """Give the worker's seat to its successor."""
         seat = worker.seat
         self._settled = False
-        if worker in self.idle:
-            self.idle.remove(worker)
         if seat.successor is worker:
             seat.successor = None
         elif seat.occupant is worker:
             seat.occupant, seat.successor = seat.successor, None
-            if seat.occupant and seat.occupant.phase is WorkerPhase.IDLE:
-                self.idle.append(seat.occupant)
+            self._relieve(worker, seat.occupant, now)
+            if seat.occupant is None:
+                self.closed.pop(seat.number, None)
 
-    def all_ready(self) -> bool:
-        """Whether every seat has a worker that has run its initializer, and no call yet."""
-        return all(seat.occupant is not None and seat.occupant.phase is WorkerPhase.IDLE for seat in self.seats)
+    def _relieve(self, worker: Worker, successor: Worker | None, now: float) -> None:
+        """An occupant goes. If it was idle, its successor takes its place among the idle ones, too.
+
+        A seat's time without anything to do goes on then; or it might never be long where workers do not get old.
+        """
+        ready = successor if successor is not None and successor.phase is WorkerPhase.IDLE else None
+        if worker not in self.idle:
+            if ready is not None:
+                self.rest(ready, now)
+        elif ready is None:
+            self.idle.remove(worker)
+        else:
+            ready.since = worker.since
+            self.idle[self.idle.index(worker)] = ready
 
     def starting(self) -> int:
         """Return how many workers are not ready yet."""

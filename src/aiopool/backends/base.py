@@ -69,6 +69,11 @@ class Backend(Protocol):
         ...
 
     @property
+    def resting(self) -> bool:
+        """Whether nobody is ready to run a call because there has been none for long."""
+        ...
+
+    @property
     def waiting(self) -> int:
         """How many calls no worker has yet."""
         ...
@@ -84,6 +89,13 @@ class Backend(Protocol):
 
     async def start(self) -> None:
         """Return when calls can run, or raise `InitializerError` with nothing left behind."""
+        ...
+
+    async def resize(self, seats: int) -> None:
+        """Return when so many calls can run at once, and no more do; raise `refusal` if no calls are taken.
+
+        It stays in force if the wait is cancelled. The last one counts.
+        """
         ...
 
     def submit(self, call: Call) -> None:

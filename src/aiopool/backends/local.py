@@ -8,22 +8,23 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 
-from .. import failures, log_records, wire
-from ..calls import CANCELLED, Call, Outcome, Reply, ids
+from .. import log_records, wire
+from ..calls import Call, Reply, ids
 from ..commands import Command, Dismiss, Finish, Interrupt, Kill, Recall, Send, Spawn
 from ..dispatch import Dispatcher
 from ..exceptions import AioPoolError, InitializerError, PoolNotRunning
-from ..hooks import CallEnded, CallStarted, Hooks, WorkerLeft, WorkerStarted
+from ..hooks import CallStarted, Hooks, WorkerLeft, WorkerStarted
 from ..phases import PoolPhase, WorkerPhase
 from ..pickling import Pickling
-from ..recycling import RecyclePolicy, RecycleReason
+from ..recycling import IdlePolicy, RecyclePolicy
 from ..seats import Worker
 from ..sharing import CallPayload, Share
 from ..stacks import WorkerStack
-from ..stats import PoolStats, Tally, end_of
+from ..stats import PoolStats, Tally
 from .handles import End, Handle, Observer, Setup
 from .process import WorkerProcess, failed_start
 from .remains import LocalRemains, abandon_all
+from .reports import ANSWERS, ended, failure_of, reply_in
 from .start_methods import UNGUARDED, UNGUARDED_TEXT
 from .survey import stacks_of, stats_of
 
@@ -32,10 +33,7 @@ __all__ = ["LocalBackend"]
 DEPTH = 128
 """How many calls a worker may have in its channel: as many small messages as a socket's buffer surely takes."""
 
-NANO = 1_000_000_000
-
-CALL, TIMED, RESULT, FAILED = map(int, (wire.Kind.CALL, wire.Kind.TIMED, wire.Kind.RESULT, wire.Kind.FAILED))
-ANSWERS = (RESULT, FAILED)
+CALL, TIMED = int(wire.Kind.CALL), int(wire.Kind.TIMED)
 """What each call needs; a member of an enumeration takes longer to look up and to compare."""
 
 
@@ -44,10 +42,11 @@ class LocalBackend:
 
     Args:
         seats: how many.
-        setup: how they are started.
+        setup: says how they are started where there are so many.
         policy: when they have served enough.
         grace: seconds from the interruption of a call to the end of its worker; 0 for no interruption.
         start_timeout: seconds that a worker has to become ready.
+        idling: which workers go that have nothing to do.
         hooks: told what happens.
         kind: of worker.
     """
@@ -57,20 +56,23 @@ class LocalBackend:
     def __init__(
         self,
         seats: int,
-        setup: Setup,
+        setup: Callable[[int], Setup],
         policy: RecyclePolicy,
         *,
         grace: float,
         start_timeout: float,
+        idling: IdlePolicy,
         hooks: Hooks,
         kind: Callable[[int, int, asyncio.AbstractEventLoop, Setup, Observer], Handle] = WorkerProcess,
     ) -> None:
-        self._seats = seats
         self._tell = hooks.tell if hooks else None
-        self.pickling: Pickling = setup.pickling
-        self._setup = setup
+        self._setup_for = setup
+        self._setup = setup(seats)
+        self.pickling: Pickling = self._setup.pickling
         self._make = kind
-        self._dispatcher = Dispatcher(seats, policy, grace=grace, start_timeout=start_timeout, depth=DEPTH)
+        self._dispatcher = Dispatcher(
+            seats, policy, grace=grace, start_timeout=start_timeout, depth=DEPTH, idling=idling
+        )
         self.remains = LocalRemains(self)
         self._processes = self.remains.processes
         self._unstarted: deque[int] = deque()  # workers that are to get a process
@@ -83,6 +85,7 @@ class LocalBackend:
         self._timer_at = 0.0  # kept here: when it is due at once, uvloop makes a handle that does not know its time
         self._started: asyncio.Future[None]
         self._closed: asyncio.Future[None] | None = None
+        self._resized: asyncio.Future[bool] | None = None  # whether the pool still ran
 
     @property
     def phase(self) -> PoolPhase:
@@ -92,7 +95,12 @@ class LocalBackend:
     @property
     def seats(self) -> int:
         """How many calls may run at once."""
-        return self._seats
+        return self._dispatcher.seats
+
+    @property
+    def resting(self) -> bool:
+        """Whether no worker is there because there is nothing to do."""
+        return self._dispatcher.resting
 
     @property
     def waiting(self) -> int:
@@ -117,6 +125,19 @@ class LocalBackend:
         if self._dispatcher.cause is not None:
             await asyncio.wait([self._closed])
             raise self._dispatcher.cause
+
+    async def resize(self, seats: int) -> None:
+        """Return when workers of new seats are ready and those of closed ones gone; or raise what a call would get."""
+        if self.phase is not PoolPhase.RUNNING:
+            raise self.refusal()
+        self._setup = self._setup_for(seats)
+        if self._resized is None:
+            self._resized = self.loop.create_future()
+        resized = self._resized
+        self._perform(self._dispatcher.resize(seats, self.loop.time()))
+        await asyncio.wait([resized])
+        if not resized.result():
+            raise self.refusal()
 
     def submit(self, call: Call) -> None:
         """Take a call."""
@@ -222,7 +243,7 @@ class LocalBackend:
         replies: list[tuple[int, Reply]] = []
         for frame in frames:
             if frame.kind in ANSWERS:
-                replies.append(_reply_in(frame))
+                replies.append(reply_in(frame))
                 continue
             self._replied(worker, replies, now)
             replies = []
@@ -246,7 +267,7 @@ class LocalBackend:
                 self._tell(WorkerStarted(process.seat, process.pid))
             self._perform(self._dispatcher.ready(worker, now))
         elif frame.kind == wire.Kind.UNFIT:
-            self._perform(self._dispatcher.unfit(worker, _failure_of(frame), now))
+            self._perform(self._dispatcher.unfit(worker, failure_of(frame), now))
         elif frame.kind == wire.Kind.PROGRESS:
             self._report(worker, frame)
         elif frame.kind == wire.Kind.LOG:
@@ -317,7 +338,7 @@ class LocalBackend:
             now = self.loop.time()
             self._tally.ended(command.call, command.outcome, now)
             if self._tell is not None:
-                self._tell(_ended(command.call, command.outcome, now))
+                self._tell(ended(command.call, command.outcome, now))
             command.call.finish(command.outcome)
         elif isinstance(command, Send):
             call = command.call
@@ -337,9 +358,9 @@ class LocalBackend:
                 self._unstarted.append(worker)
                 if len(self._unstarted) == 1:
                     self.loop.call_soon(self._start_next)
-            case Dismiss(worker):
-                if self.phase is PoolPhase.RUNNING:
-                    self._tally.recycled(self._dispatcher.workers[worker].due or RecycleReason.CALLS)
+            case Dismiss(worker, reason):
+                if reason is not None:
+                    self._tally.recycled(reason)
                 self._processes[worker].dismiss()
             case Kill(worker):
                 self._kill(worker)
@@ -384,6 +405,9 @@ class LocalBackend:
         if phase is PoolPhase.CLOSED and not self._closed.done():
             self._closed.set_result(None)
             self._forget_all()
+        if self._resized is not None and (phase is not PoolPhase.RUNNING or not self._dispatcher.resizing):
+            self._resized.set_result(phase is PoolPhase.RUNNING)
+            self._resized = None
         deadline = self._dispatcher.deadline()
         if self._timer is not None and self._timer_at != deadline:
             self._timer.cancel()
@@ -402,28 +426,3 @@ class LocalBackend:
 
 
 _ENDS = {WorkerPhase.LEAVING: "left", WorkerPhase.KILLED: "killed"}
-
-
-def _ended(call: Call, outcome: Outcome, now: float) -> CallEnded:
-    if isinstance(outcome, Reply):
-        waited = max(0.0, now - call.submitted - outcome.seconds)
-        return CallEnded(call.id, call.name, end_of(outcome), waited, outcome.seconds)
-    error = None if outcome is CANCELLED else outcome
-    return CallEnded(call.id, call.name, end_of(outcome), error=error)
-
-
-def _reply_in(frame: wire.Frame) -> tuple[int, Reply]:
-    seconds = frame.nanoseconds / NANO
-    if frame.payload is None:
-        lost = AioPoolError("the result could not be received: this process has no descriptor left for its memory")
-        return frame.call, Reply(True, failures.encode(lost), (), seconds)
-    return frame.call, Reply(frame.kind == FAILED, frame.payload, frame.buffers, seconds)
-
-
-def _failure_of(frame: wire.Frame) -> InitializerError:
-    error = InitializerError("the initializer failed in a worker")
-    try:
-        error.__cause__ = failures.decode(frame.payload or b"", None)
-    except Exception as garbled:  # noqa: BLE001 - a job has written this, and nobody will ever see it
-        error.__cause__ = garbled
-    return error

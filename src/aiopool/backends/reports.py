@@ -1,0 +1,45 @@
+"""What is made of the messages of workers, and of the ends of calls."""
+
+from __future__ import annotations
+
+from .. import failures, wire
+from ..calls import CANCELLED, Call, Outcome, Reply
+from ..exceptions import AioPoolError, InitializerError
+from ..hooks import CallEnded
+from ..stats import end_of
+
+__all__ = ["ANSWERS", "ended", "failure_of", "reply_in"]
+
+NANO = 1_000_000_000
+
+RESULT, FAILED = int(wire.Kind.RESULT), int(wire.Kind.FAILED)
+ANSWERS = (RESULT, FAILED)
+"""Each call has one of these; a member of an enumeration takes longer to look up and to compare."""
+
+
+def ended(call: Call, outcome: Outcome, now: float) -> CallEnded:
+    """Return what hooks are told of a call that has ended."""
+    if isinstance(outcome, Reply):
+        waited = max(0.0, now - call.submitted - outcome.seconds)
+        return CallEnded(call.id, call.name, end_of(outcome), waited, outcome.seconds)
+    error = None if outcome is CANCELLED else outcome
+    return CallEnded(call.id, call.name, end_of(outcome), error=error)
+
+
+def reply_in(frame: wire.Frame) -> tuple[int, Reply]:
+    """Return the number of a call, and the answer to it that is in a message."""
+    seconds = frame.nanoseconds / NANO
+    if frame.payload is None:
+        lost = AioPoolError("the result could not be received: this process has no descriptor left for its memory")
+        return frame.call, Reply(True, failures.encode(lost), (), seconds)
+    return frame.call, Reply(frame.kind == FAILED, frame.payload, frame.buffers, seconds)
+
+
+def failure_of(frame: wire.Frame) -> InitializerError:
+    """Return the error for a message that says what the initializer raised."""
+    error = InitializerError("the initializer failed in a worker")
+    try:
+        error.__cause__ = failures.decode(frame.payload or b"", None)
+    except Exception as garbled:  # noqa: BLE001 - a job has written this, and nobody will ever see it
+        error.__cause__ = garbled
+    return error
