@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import multiprocessing
 import multiprocessing.forkserver
@@ -11,6 +12,7 @@ import multiprocessing.resource_tracker
 import os
 import select
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
@@ -112,6 +114,9 @@ def descriptors() -> dict[str, str]:
     return found
 
 
+IN_DELETE = 0x200
+"""A flag of inotify(7): a file in the directory was removed."""
+
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - looked at, not written
 
 
@@ -134,6 +139,22 @@ def belongs_to_others(name: str) -> bool:
                 if any(each[4] == number and each[5].startswith(str(SHARED_MEMORY)) for each in mappings if each[5:]):
                     return True
     return False
+
+
+def vanishes(name: str, seconds: float = 20.0) -> bool:
+    """Whether a file in /dev/shm is removed before long.
+
+    That is so where a process was killed, whoever it belonged to, and what cleans up after it has not come to that yet.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    with os.fdopen(libc.inotify_init(), "rb", buffering=0) as removals:
+        assert libc.inotify_add_watch(removals.fileno(), bytes(SHARED_MEMORY), IN_DELETE) > 0, ctypes.get_errno()
+        deadline = time.monotonic() + seconds
+        while (SHARED_MEMORY / name).exists():
+            if not select.select([removals], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                return False
+            removals.read(65536)
+        return True
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -181,7 +202,7 @@ def nothing_left(helpers_of_the_program: None) -> Iterator[None]:
             del left["processes"]
         memory = left.pop("shared memory", set())
         assert isinstance(memory, set)
-        if own := {name for name in memory if not belongs_to_others(name)}:
+        if own := {name for name in memory if not belongs_to_others(name) and not vanishes(name)}:
             left["shared memory"] = own
         assert not left
 
