@@ -20,6 +20,12 @@ class Judge(Facts):
     event: tuple[Any, ...] = ()
     """What the dispatcher has just been told."""
 
+    behind = 0
+    """How many calls it has sent behind others for that."""
+
+    woken_late = False
+    """Whether it has started a worker for a seat that was asleep, and has not looked at what waits since."""
+
     # Commands, in the moment that they are decided.
 
     def judge(self, command: Command) -> None:
@@ -51,9 +57,10 @@ class Judge(Facts):
         assert len(self.in_seat(seat)) < 2, "the seat has its successor"
         assert self.not_before is None, "it is too early for another start"
         if seat in self.asleep:
-            needed = self.coming() < len(self.queue) or self.seats - len(self.asleep) < self.least
+            needed = self.coming() < len(self.queue) + self.behind or self.seats - len(self.asleep) < self.least
             assert needed or self.closing, "nobody needs it"
             self.asleep.remove(seat)
+            self.woken_late = self.closing
         process = self.processes[number] = Process(number, seat, self.now + decisions.START_TIMEOUT)
         part = 1 - self.policy.jitter * self.foresee()
         if self.policy.maxtasksperchild is not None:
@@ -74,7 +81,7 @@ class Judge(Facts):
         assert process.takes(ticket)
         if process.held:
             assert not self.idle(), "another worker is free"
-            assert not self.asleep, "another worker could be had"
+            self.behind += 1
             assert not process.recalling, "it is giving back"
             assert process.soon_done(ticket), "it has enough to do"
         else:
@@ -280,7 +287,7 @@ class Judge(Facts):
             for process in self.servers():
                 first = self.queue[0]
                 full = len(process.held) == self.depth or not process.takes(first) or not process.soon_done(first)
-                others = self.asleep or process.held[0].stopping or self.relieved(process)
+                others = self.asleep or self.woken_late or process.held[0].stopping or self.relieved(process)
                 assert full or others, "not sent ahead"
             assert not any(process.load == math.inf and process.unanswered > 1 for process in self.servers()), "left"
         if idle:

@@ -336,9 +336,11 @@ class World(Judge):
     def _decide(self, event: tuple[Any, ...], act: Callable[[float], list[Command]]) -> None:
         self.event = event
         of_no_effect = self._has_no_effect(event)
+        self.behind, self.woken_late = 0, self.woken_late and of_no_effect
         commands = act(self.now)
         for command in commands:
             self.judge(command)
+        assert not (self.behind and self.asleep), "another worker could be had"
         for first in self.firsts():
             if first and self.overdue(first) and not of_no_effect:
                 first.load = math.inf  # it is sent no more before it has nothing in hand

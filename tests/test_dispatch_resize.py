@@ -430,13 +430,22 @@ def test_calls_that_come_back_wake_seats_too() -> None:
 
 def test_nothing_is_sent_behind_a_call_while_a_seat_is_dormant() -> None:
     """Two calls may wait for one another, and a worker could be had."""
-    pool = running_pool(2, depth=3, least=1)
+    pool = running_pool(3, depth=3, least=1)
     pool.tick(REST)
     submitted(pool, 1, REST)
-    (second,) = calls = submitted(pool, 1, REST)
-    assert len(pool.workers[2].calls) == 1
-    assert Send(3, second) in pool.ready(3, REST)
-    assert calls[0].verdict is None
+    (second,) = submitted(pool, 1, REST)
+    assert len(pool.workers[3].calls) == 1
+    assert Send(4, second) in pool.ready(4, REST)
+
+
+def test_what_was_sent_behind_a_call_when_the_last_seat_was_woken_is_taken_back() -> None:
+    """As for any worker that is on its way: what waits is maybe done before that."""
+    pool = running_pool(2, depth=3, least=1)
+    pool.tick(REST)
+    _first, second, third = submitted(pool, 3, REST)
+    assert [*pool.workers[2].calls][1:] == [second, third]
+    assert pool.ready(3, REST) == [Recall(2)]
+    assert pool.recalled(2, [second.id, third.id], REST)[0] == Send(3, second)
 
 
 def test_a_dormant_seat_is_not_filled_before_its_time_after_losses() -> None:

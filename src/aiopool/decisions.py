@@ -76,10 +76,17 @@ class Decisions:
         self._unseen_before: set[int] = set()  # ids of calls whose worker died before it had read them
         self._commands: list[Command] = []
 
+    @property
+    def seats(self) -> int:
+        """How many calls may run at once."""
+        return len(self._crew.seats)
+
     # Decisions.
 
     def _decided(self, now: float) -> list[Command]:
         """Bring workers and calls together after an input; return all that is to be done."""
+        if self._crew.dormant:
+            self._wake()
         self._assign(now)
         if self.phase is not PoolPhase.RUNNING:
             self._wind_down(now)
@@ -270,13 +277,19 @@ class Decisions:
         spare = len(idle) > self._idling.minimum or self._crew.count_staffed() > self._idling.minimum
         return idle[0].since + timeout if spare else None
 
+    def _wake(self) -> None:
+        """Open dormant seats: one for each call that nobody is there for, or on the way, and up to the minimum."""
+        if self.phase is PoolPhase.RUNNING and self._losses.not_before is None:
+            crew, least = self._crew, min(self._idling.minimum, self.seats)
+            opened = self.seats - crew.dormant
+            coming = opened - crew.count_staffed()
+            crew.wake(max(len(self._backlog) - len(crew.idle) - coming, least - opened))
+
     def _refill(self, now: float) -> None:
         """Start workers for vacant seats and successors for those that retire, as far as they are needed."""
         if self._losses.not_before is not None:
             return
         if self.phase in (PoolPhase.STARTING, PoolPhase.RUNNING):
-            if self._crew.dormant:
-                self._crew.wake(self._wanted())
             needed = len(self._crew.seats)
         elif self.phase is PoolPhase.CLOSING and self._backlog:
             needed = len(self._backlog) - self._crew.starting()
@@ -287,13 +300,6 @@ class Decisions:
         for seat in self._crew.openings()[: max(0, needed)]:
             worker = self._crew.hire(seat, now)
             self._commands.append(Spawn(worker.id, seat.number))
-
-    def _wanted(self) -> int:
-        """Return how many seats more should be open: one for each call that waits for nobody, and the least."""
-        seats = len(self._crew.seats)
-        opened = seats - self._crew.dormant
-        coming = opened - self._crew.count_staffed()
-        return max(len(self._backlog) - coming, min(self._idling.minimum, seats) - opened)
 
     def _wind_down(self, now: float) -> None:
         if self.phase is PoolPhase.BROKEN:

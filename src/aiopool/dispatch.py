@@ -40,11 +40,6 @@ class Dispatcher(Decisions):
         return len(self._crew.idle)
 
     @property
-    def seats(self) -> int:
-        """How many calls may run at once."""
-        return len(self._crew.seats)
-
-    @property
     def resizing(self) -> bool:
         """Whether a seat has never had a worker that was ready, or a worker is left of a seat that is no more."""
         return bool(self._crew.fresh) or any(worker.seat.number >= self.seats for worker in self.workers.values())
