@@ -38,7 +38,8 @@ OURS = f'  File "{worker_main.__file__}", line 7 in main\n'
         (f"{OURS}{HEADER}", False),
         (f"{HEADER}{OURS[:-3]}", False),
         (f"{HEADER}{OURS[:-1]}", False),
-        (f'{HEADER}  File "a.py", line 1 in f\n  ...\n', True),
+        (HEADER + 99 * '  File "a.py", line 1 in f\n', False),
+        (HEADER + 100 * '  File "a.py", line 1 in f\n', True),
     ],
 )
 def test_a_dump_is_whole_with_the_workers_own_frame_or_when_it_is_cut(dump: str, whole: bool) -> None:  # noqa: FBT001

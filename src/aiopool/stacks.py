@@ -26,8 +26,8 @@ OURS = f"{Path(__file__).parent}{os.sep}"
 BOTTOM = f'  File "{worker_main.__file__}", line '
 """How the line of the frame begins that all of a worker's own stand on, if it is in `main`."""
 
-CUT = "  ..."
-"""Stands for the rest of a stack that is too deep."""
+MOST_FRAMES = 100
+"""What faulthandler tells of a stack that is deeper. (How it says that there are more, or whether, depends on Python.)"""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -57,7 +57,8 @@ class WorkerStack:
 
 def is_whole(dump: str) -> bool:
     """Whether there is all of a worker's stack in what faulthandler has written, save what multiprocessing is in."""
-    return any(map(_is_end, _lines_of(dump)))
+    lines = _lines_of(dump)
+    return any(map(_is_end, lines)) or sum(map(_is_frame, lines)) >= MOST_FRAMES
 
 
 def frames_in(dump: str) -> list[traceback.FrameSummary]:
@@ -79,4 +80,8 @@ def _lines_of(dump: str) -> list[str]:
 
 
 def _is_end(line: str) -> bool:
-    return line == CUT or (line.startswith(BOTTOM) and line.endswith(" in main"))
+    return line.startswith(BOTTOM) and line.endswith(" in main")
+
+
+def _is_frame(line: str) -> bool:
+    return FRAME.fullmatch(line) is not None
