@@ -27,7 +27,7 @@ BOTTOM = f'  File "{worker_main.__file__}", line '
 """How the line of the frame begins that all of a worker's own stand on, if it is in `main`."""
 
 MOST_FRAMES = 100
-"""What faulthandler tells of a stack that is deeper. (How it says that there are more, or whether, depends on Python.)"""
+"""All that faulthandler tells of a stack that is deeper. How it says so, if at all, depends on Python."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
