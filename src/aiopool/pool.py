@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from functools import partial
 from multiprocessing.context import BaseContext
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 from . import log_records
 from .admission import Admission
@@ -38,10 +38,7 @@ from .worker.main import Initializer
 
 __all__ = ["AioPool"]
 
-P = ParamSpec("P")
 T = TypeVar("T")
-S = TypeVar("S")
-
 
 SERVING = {phase.value for phase in (WorkerPhase.IDLE, WorkerPhase.BUSY, WorkerPhase.RETIRING)}
 """Where a worker stands that is ready, and not on its way out."""
