@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from functools import partial
 from multiprocessing.context import BaseContext
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, Literal, TypeVar
 
 from . import log_records
 from .admission import Admission
@@ -43,10 +43,7 @@ from .worker.main import Initializer
 
 __all__ = ["AioPool"]
 
-P = ParamSpec("P")
 T = TypeVar("T")
-S = TypeVar("S")
-
 
 SERVING = {phase.value for phase in (WorkerPhase.IDLE, WorkerPhase.BUSY, WorkerPhase.RETIRING)}
 """Where a worker stands that is ready, and not on its way out."""
