@@ -207,6 +207,24 @@ class Facts:
         """Return how many seats are going to have somebody who is ready."""
         return self.seats - len(self.asleep) - self.staffed()
 
+    def short_of_workers(self) -> bool:
+        """Whether a seat is vacant, and nobody is to come unless a call waits."""
+        if self.seats == 1 or not (self.closing or self.broken):
+            return False
+        return self.phase is PoolPhase.BROKEN or bool(self.vacant())
+
+    def vacant(self) -> list[int]:
+        """Return the seats without a worker that are not asleep."""
+        return [seat for seat in range(self.seats) if not self.in_seat(seat) and seat not in self.asleep]
+
+    def unready(self) -> int:
+        """Return how many seats have a worker that is not ready."""
+        return sum(first is not None and not first.serving for first in self.firsts())
+
+    def awaits_somebody(self) -> bool:
+        """Whether the pool is being closed, and somebody is on the way for whom calls may have been kept."""
+        return self.closing and self.unready() > 0
+
     @property
     def least(self) -> int:
         """How many seats are not to be without a worker."""

@@ -51,7 +51,8 @@ class Judge(Facts):
         assert 0 <= seat < self.seats
         assert not any((self.terminated, self.start_failed)), "nobody is needed any more"
         starting = sum(not unwanted(other) and not other.ready for other in self.processes.values())
-        assert not self.closing or starting < len(self.queue), "there are enough for what waits"
+        coming = starting if self.in_seat(seat) else self.unready()
+        assert not self.closing or coming < len(self.queue), "there are enough for what waits"
         assert self.closing or not self.broken, "the pool has given up"
         assert all(other.spent or other.worn is not None for other in self.in_seat(seat)), "the seat is taken"
         assert len(self.in_seat(seat)) < 2, "the seat has its successor"
@@ -81,6 +82,7 @@ class Judge(Facts):
         assert process.takes(ticket)
         if process.held:
             assert not self.idle(), "another worker is free"
+            assert not self.short_of_workers(), "another worker could be made"
             self.behind += 1
             assert not process.recalling, "it is giving back"
             assert process.soon_done(ticket), "it has enough to do"
@@ -110,9 +112,8 @@ class Judge(Facts):
         assert len(process.held) > 1, "there is nothing to take back"
         assert not process.recalling, "it is asked already"
         assert not process.emptied, "it has said that it has nothing"
-        wanted = (
-            process.out or self.idle() or self.overdue(process) or any(t.stopping or t.withdrawn for t in process.held)
-        )
+        wanted = process.out or any(t.stopping or t.withdrawn for t in process.held)
+        wanted = wanted or self.idle() or self.overdue(process) or self.short_of_workers()
         assert wanted, "nobody wants it back"
         process.recalling = process.emptied = True
 
@@ -287,10 +288,12 @@ class Judge(Facts):
             for process in self.servers():
                 first = self.queue[0]
                 full = len(process.held) == self.depth or not process.takes(first) or not process.soon_done(first)
-                others = self.asleep or self.woken_late or process.held[0].stopping or self.relieved(process)
-                assert full or others, "not sent ahead"
+                others = self.asleep or self.woken_late or self.short_of_workers() or self.awaits_somebody()
+                assert full or others or process.held[0].stopping or self.relieved(process), "not sent ahead"
             assert not any(process.load == math.inf and process.unanswered > 1 for process in self.servers()), "left"
-        if idle:
+        if self.closing and self.vacant() and self.not_before is None:
+            assert self.unready() >= len(self.queue), "a call waits although a worker could be had"
+        if idle or self.short_of_workers():
             assert all(p.unanswered < 2 for p in self.processes.values() if p.seated), "not taken back"
         outside = [process for process in self.processes.values() if process.out and process.seated]
         assert all(process.unfit or len(process.held) > 0 for process in outside), "it has nothing to do there"

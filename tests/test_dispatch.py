@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from aiopool import backlog, decisions, losses
-from aiopool.calls import CANCELLED, Call, CallPhase, Outcome, Pace, Reply
+from aiopool.calls import CANCELLED, Call, CallPhase, Limits, Outcome, Pace, Reply
 from aiopool.commands import Command, Dismiss, Finish, Kill, Recall, Send, Spawn
 from aiopool.dispatch import Dispatcher
 from aiopool.exceptions import BrokenPool, InitializerError, PoolTerminated, WorkerDied
@@ -841,6 +841,45 @@ def test_a_call_taken_back_while_the_pool_closes_goes_to_the_idle_worker() -> No
     pool.close(0)
     assert pool.replied(2, [(free.id, ANSWER)], 0) == [Finish(free, ANSWER), Recall(1)]
     assert pool.recalled(1, [behind.id], 0) == [Send(2, behind)]
+
+
+def test_a_call_is_tried_again_in_a_closed_pool_by_a_new_worker() -> None:
+    """Not behind another, by which it may be waited for: nobody would be started for it there."""
+    pool = running_pool(2, depth=2)
+    _, retried = submitted(pool, 2)
+    retried.limits = Limits(retries=1)
+    pool.close(0)
+    assert lose(pool, 1, 0) == [Spawn(3, 0)]
+    assert pool.ready(3, 0) == [Send(3, retried)]
+
+
+def test_what_is_behind_a_call_is_taken_back_when_another_worker_of_a_closed_pool_dies() -> None:
+    """It may be what that call waits for; a worker is started for it then."""
+    pool = running_pool(2, depth=2)
+    _, _, behind = submitted(pool, 3)
+    pool.close(0)
+    assert Recall(1) in lose(pool, 2, 0)
+    assert pool.recalled(1, [behind.id], 0) == [Spawn(3, 1)]
+    assert pool.ready(3, 0) == [Send(3, behind)]
+
+
+def test_a_worker_of_a_closed_pool_is_made_where_it_can_begin_at_once() -> None:
+    """Rather than as a successor of one who is spent, and may run what waits for the call that it is made for."""
+    pool = running_pool(2, limit=2)
+    _, first, _, last = submitted(pool, 4)
+    pool.close(0)
+    assert Spawn(3, 0) in pool.replied(1, [(first.id, ANSWER)], 0)
+    assert lose(pool, 2, 0)[-1] == Spawn(4, 1)
+    assert pool.ready(4, 0) == [Send(4, last)]
+
+
+def test_a_call_that_comes_back_to_a_broken_pool_is_sent_behind_no_other() -> None:
+    """Nothing is taken any more, and it may be what the other waits for."""
+    pool = running_pool(3, depth=2)
+    _, retried = submitted(pool, 2)
+    retried.limits = Limits(retries=1)
+    exhaust(pool, 1)
+    assert isinstance(outcome_of(retried, lose(pool, 2, 0)), BrokenPool)
 
 
 def test_a_recall_that_gave_nothing_back_is_not_repeated_at_once() -> None:

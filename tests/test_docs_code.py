@@ -5,7 +5,6 @@ A comment on the line above a code block says what kind of block it is, where it
 - ``<!-- file: NAME -->``: it is kept under this name beside the programs that follow on its page. One that is named
   ``test_*.py`` is run by pytest.
 - ``<!-- fails: TEXT -->``: the program ends with this on its standard error.
-- ``<!-- needs: MODULE -->``: it is run where this module is installed.
 - ``<!-- fragment: REASON -->``: it is no program; only its syntax is looked at.
 
 A block of ``text`` that follows a program is what it prints; ``...`` in it stands for anything.
@@ -15,7 +14,6 @@ from __future__ import annotations
 
 import ast
 import doctest
-import importlib.util
 import os
 import re
 import subprocess
@@ -28,7 +26,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-KINDS = ("file", "fails", "needs", "fragment")
+KINDS = ("file", "fails", "fragment")
 BLOCK = re.compile(
     r"(?:^<!-- (?P<kind>\w+): (?P<what>.+?) -->\n)?^```(?P<language>\w+)\n(?P<code>.*?)^```$"
     r"(?:\n+```text\n(?P<output>.*?)^```$)?",
@@ -96,8 +94,6 @@ def test_every_block_of_python_is_found() -> None:
 @pytest.mark.parametrize("block", PROGRAMS, ids=str)
 def test_a_program_does_what_is_said(block: Block, tmp_path: Path) -> None:
     """With every warning an error, and beside the files that stand above it on its page."""
-    if block.kind == "needs" and importlib.util.find_spec(block.what) is None:
-        pytest.skip(f"{block.what} is not installed")
     for other in BLOCKS:
         if other.page == block.page and other.kind == "file" and other.line <= block.line:
             (tmp_path / other.what).write_text(other.code)

@@ -316,6 +316,7 @@ class GivesOneAndWaits:
 def give_up(pool: AioPool) -> None:
     """Break the pool, as if workers had kept dying."""
     backend: Any = pool._backend
+    backend._dispatcher._losses.in_a_row = 6
     backend._dispatcher._give_up(WorkerDied(1, 1))
     backend._perform([])
 

@@ -88,9 +88,10 @@ class Decisions:
         if self._crew.dormant:
             self._wake()
         self._assign(now)
+        self._refill(now)
+        self._take_back(now)
         if self.phase is not PoolPhase.RUNNING:
             self._wind_down(now)
-        self._refill(now)
         commands, self._commands = self._commands, []
         return commands
 
@@ -102,14 +103,13 @@ class Decisions:
             else:
                 self._send(worker, self._backlog.take(), now)
         self._send_ahead(now)
-        self._take_back(now)
 
     def _send_ahead(self, now: float) -> None:
         """Deal out what waits among busy workers, to each one call in its turn, as long as all of it is soon done.
 
         But not while another worker could be had: two calls may wait for one another.
         """
-        if not self._backlog or self._crew.dormant:
+        if not self._backlog or self._crew.dormant or self._short_of_workers:
             return
         occupants = (seat.occupant for seat in self._crew.seats)
         turns = deque(sorted(filter(_may_have_more, occupants), key=lambda worker: worker.load))
@@ -126,11 +126,18 @@ class Decisions:
                     return worker
         return None
 
+    @property
+    def _short_of_workers(self) -> bool:
+        """Whether a seat is vacant, and no worker is made for it unless calls wait that nobody has."""
+        if self.phase is PoolPhase.CLOSING:
+            return any(seat.vacant for seat in self._crew.seats)
+        return self.phase is PoolPhase.BROKEN
+
     def _take_back(self, now: float) -> None:
-        """Take back what is behind a call if somebody else has nothing to do, or if that call takes its time."""
+        """Take back what is behind a call if another worker is free, or could be had, or if the call is long."""
         if len(self._crew.seats) == 1 or len(self._owner) <= 1:
             return  # there is nobody else, or nothing behind anything
-        free = bool(self._crew.idle) and not self._backlog
+        free = (bool(self._crew.idle) and not self._backlog) or self._short_of_workers
         for seat in self._crew.seats:
             worker = seat.occupant
             if worker is None or len(worker.calls) < 2:  # noqa: PLR2004 - one runs, the others wait for it
@@ -290,16 +297,26 @@ class Decisions:
         if self._losses.not_before is not None:
             return
         if self.phase in (PoolPhase.STARTING, PoolPhase.RUNNING):
-            needed = len(self._crew.seats)
+            openings = self._crew.openings()
         elif self.phase is PoolPhase.CLOSING and self._backlog:
-            needed = len(self._backlog) - self._crew.starting()
-            if self._crew.dormant:
-                self._crew.wake(needed - len(self._crew.openings()))
+            openings = self._openings_for(len(self._backlog))
         else:
             return
-        for seat in self._crew.openings()[: max(0, needed)]:
+        for seat in openings:
             worker = self._crew.hire(seat, now)
             self._commands.append(Spawn(worker.id, seat.number))
+
+    def _openings_for(self, calls: int) -> list[Seat]:
+        """Return the seats that a worker is to be made for if so many calls wait, and no other will come."""
+        crew = self._crew
+        # First those where it can begin at once: whoever is to be succeeded may run what waits for one of these calls.
+        coming = sum(seat.occupant is not None and not seat.staffed for seat in crew.seats)
+        if crew.dormant:
+            crew.wake(calls - coming - sum(seat.vacant for seat in crew.seats))
+        openings = crew.openings()
+        vacant = [seat for seat in openings if seat.vacant][: max(0, calls - coming)]
+        occupied = [seat for seat in openings if not seat.vacant]
+        return vacant + occupied[: max(0, calls - crew.starting() - len(vacant))]
 
     def _wind_down(self, now: float) -> None:
         if self.phase is PoolPhase.BROKEN:

@@ -80,6 +80,11 @@ class Seat:
         self.successor: Worker | None = None
 
     @property
+    def vacant(self) -> bool:
+        """Whether it is to have a worker, and has none."""
+        return self.occupant is None and self.phase is SeatPhase.OPEN
+
+    @property
     def wants_successor(self) -> bool:
         """Whether the occupant is to go, and nobody is on the way to take its place."""
         occupant = self.occupant
@@ -178,11 +183,7 @@ class Crew:
         """Return the seats that a worker is to be made for."""
         if self._settled:
             return []
-        found = [
-            seat
-            for seat in self.seats
-            if (seat.occupant is None and seat.phase is SeatPhase.OPEN) or seat.wants_successor
-        ]
+        found = [seat for seat in self.seats if seat.vacant or seat.wants_successor]
         self._settled = not found
         return found
 
