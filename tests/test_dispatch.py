@@ -763,6 +763,21 @@ def test_starting_twice_raises_and_changes_nothing() -> None:
     assert len(pool.workers) == 1
 
 
+def test_a_call_that_comes_after_the_end_is_ended_at_once() -> None:
+    """There is nobody left to run it."""
+    pool = running_pool()
+    pool.terminate(0)
+    call = new_call()
+    assert isinstance(outcome_of(call, pool.submit(call, 0)), PoolTerminated)
+
+
+def test_a_call_says_what_it_is() -> None:
+    """In whatever is printed of it."""
+    pool = running_pool()
+    (call,) = submitted(pool, 1)
+    assert repr(call) == f"<Call {call.id} job0 running>"
+
+
 def test_starting_a_closed_pool_raises_and_changes_nothing() -> None:
     """A pool does not come back."""
     pool = new_pool()

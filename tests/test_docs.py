@@ -30,6 +30,12 @@ def test_every_fault_in_the_documents_names_a_test_that_exists() -> None:
     assert named > 30
 
 
+def test_the_package_lists_its_names() -> None:
+    """All of them, though it has only those so far that somebody has asked for."""
+    assert dir(aiopool) == sorted(aiopool.__all__)
+    assert all(getattr(aiopool, name) for name in dir(aiopool))
+
+
 def test_the_reference_has_every_public_name() -> None:
     """Each of the package and of its contrib modules has an entry."""
     text = (ROOT / "docs" / "reference.md").read_text()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import builtins
+import errno
 import itertools
 import pickle
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
@@ -266,3 +268,22 @@ def test_errors_of_the_pool_survive_pickling() -> None:
     """With all that they know."""
     error = NotPicklable("result", "f", "TypeError", "text", "traceback")
     assert vars(pickle.loads(pickle.dumps(error))) == vars(error)
+
+
+def test_a_failure_travels_without_its_lines_where_no_module_can_be_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that has used up all descriptors may be the first that fails."""
+    importing = builtins.__import__
+
+    def import_what_is_open(name: str, *rest: Any) -> Any:
+        if name == "traceback":
+            raise OSError(errno.EMFILE, "Too many open files")
+        return importing(name, *rest)
+
+    error = raised(ValueError("text"))
+    with monkeypatch.context() as patch:
+        patch.setattr(builtins, "__import__", import_what_is_open)
+        payload = failures.encode(error)
+    arrived = failures.decode(payload, "f")
+    assert (type(arrived), str(arrived)) == (ValueError, "text")
+    assert isinstance(arrived.__cause__, RemoteTraceback)
+    assert arrived.__cause__.text == "ValueError: text\n"

@@ -18,7 +18,16 @@ import pytest
 import uvloop
 
 import jobs
-from aiopool import AioPool, BrokenPool, InitializerError, PoolNotRunning, PoolTerminated, WorkerDied, WrongLoop
+from aiopool import (
+    AioPool,
+    BrokenPool,
+    InitializerError,
+    PoolNotRunning,
+    PoolTerminated,
+    WorkerDied,
+    WrongLoop,
+    lifecycle,
+)
 from aiopool.backends.process import WorkerProcess
 from conftest import START_METHODS, is_gone
 from latch import Latch
@@ -491,3 +500,26 @@ async def test_one_process_is_started_in_a_turn_of_the_loop(start_method: str, m
 def test_every_start_method_is_tried() -> None:
     """So that a method that is missing here is noticed."""
     assert set(START_METHODS) == set(multiprocessing.get_all_start_methods())
+
+
+class Elsewhere:
+    """What remains of a pool whose workers are another process's, or of one that was never started."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        self.loop = loop
+
+    def running(self) -> asyncio.AbstractEventLoop | None:
+        """Return the loop that it runs in."""
+        return self.loop
+
+    def abandon(self) -> None:
+        """Be ended."""
+        raise AssertionError("there is nothing to be ended here")
+
+    describe = abandon
+
+
+async def test_a_forked_child_leaves_its_parents_pool_alone() -> None:
+    """It has the pool's memory, and nothing of what is to be ended."""
+    lifecycle._forgotten(Elsewhere(asyncio.get_running_loop()), os.getppid())
+    lifecycle._forgotten(Elsewhere(None), os.getpid())

@@ -15,6 +15,7 @@ import pytest
 
 import jobs
 from aiopool import AioPool, NotPicklable
+from aiopool.pickling import ForeignPickling
 
 pytestmark = pytest.mark.both_loops
 
@@ -125,3 +126,27 @@ def test_what_is_no_pickler_is_refused(odd: Any) -> None:
     """At the caller's line."""
     with pytest.raises(TypeError, match="pickler must have the functions dumps and loads"):
         AioPool(1, pickler=odd)
+
+
+class Untold:
+    """A pickler whose functions do not tell what they take."""
+
+    class Dumps:
+        """One of those."""
+
+        __signature__ = "none"
+
+        def __call__(self, value: object) -> bytes:
+            """Pickle."""
+            return pickle.dumps(value)
+
+    dumps = Dumps()
+    loads = staticmethod(pickle.loads)
+
+
+def test_a_pickler_that_does_not_tell_what_it_takes_is_asked_for_no_more_than_a_pickle() -> None:
+    """Its buffers stay inside."""
+    pickling = ForeignPickling(Untold())
+    assert not pickling.tells_buffers
+    pickled, buffers = pickling.dumps([1, 2])
+    assert (pickling.loads(pickled), buffers) == ([1, 2], [])

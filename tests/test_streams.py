@@ -354,6 +354,37 @@ async def test_the_end_of_a_pool_is_told_to_whoever_waits_for_an_async_input(
     await pool.join()
 
 
+class GivesMoreWhenCancelled(GivesOneAndWaits):
+    """An async input that takes its cancellation for a reason to hurry up."""
+
+    async def __aiter__(self) -> AsyncIterator[int]:
+        yield 3
+        with contextlib.suppress(asyncio.CancelledError):
+            self.waits.set()
+            await asyncio.Event().wait()
+        yield 4
+        self.left.set()
+
+
+@pytest.mark.parametrize("verb", ["map_async", "imap"])
+async def test_what_an_input_gives_after_the_end_of_the_pool_is_dropped(verb: str) -> None:
+    """Whoever waits for it has been told already. A stream reads no more; a map's input may end as it likes."""
+    pool, source = AioPool(1), GivesMoreWhenCancelled()
+    await pool.start()
+    ended = getattr(pool, verb)(jobs.square, source)
+    if verb == "imap":
+        assert await anext(ended) == 9
+    await source.waits.wait()
+    reader = ended._window._reader if verb == "imap" else ended._reader
+    pool.close()
+    with pytest.raises(PoolNotRunning):
+        await (anext(ended) if verb == "imap" else ended)
+    await pool.join()
+    await asyncio.wait([reader])
+    assert source.left.is_set() == (verb == "map_async")
+    assert reader.exception() is None
+
+
 class EndsWhenCancelled:
     """An async input that takes its cancellation for its end, as the reader of a queue might."""
 

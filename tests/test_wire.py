@@ -325,3 +325,24 @@ def test_what_arrives_can_be_written_to_and_is_the_receivers_own(
 def no_mapping(*_args: object, **_options: object) -> None:
     """Refuse a mapping."""
     raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+
+def test_memory_that_cannot_be_read_is_lost_with_its_message_only(
+    ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next message is received as ever."""
+    decoder = Decoder()
+    with monkeypatch.context() as patch:
+        patch.setattr(parcels, "_read", no_mapping)
+        (lost,) = passed(ends, decoder, wire.encode(Kind.RESULT, 1, Parcel([[b"x" * 100_000]])))
+    assert (lost.call, lost.payload) == (1, None)
+    (frame,) = passed(ends, decoder, wire.encode(Kind.RESULT, 2, b"value"))
+    assert (frame.call, frame.payload) == (2, b"value")
+
+
+def test_memory_that_was_cut_short_is_no_payload(ends: tuple[socket.socket, socket.socket]) -> None:
+    """Whoever has its descriptor could do that; nobody waits for the rest."""
+    parcel = Parcel([[b"x" * 100_000]])
+    with pytest.raises(OSError, match="cut short"):
+        parcels._read(parcel.descriptor or 0, parcel.size + 1)
+    del ends

@@ -30,12 +30,11 @@ def _quotas() -> Iterator[float]:
     """Yield the quotas of all control groups that this process is in, in CPUs."""
     for root, path in _hierarchies():
         group = root / path.lstrip("/")
-        for each in (group, *group.parents):  # a quota of those above counts, too
+        groups = [group, *group.parents]  # a quota of those above counts, too
+        for each in groups[: groups.index(root) + 1]:
             quota, period = _quota(each)
             if quota.isdigit() and period.isdigit() and int(period):  # else there is none: "max", -1, no such file
                 yield int(quota) / int(period)
-            if each == root:
-                break
 
 
 def _hierarchies() -> Iterator[tuple[Path, str]]:

@@ -114,9 +114,8 @@ def _close_in_child() -> None:
         parcel.close()
 
 
-if hasattr(os, "register_at_fork"):
-    # A forked child sends none of them, and would hold their memory for as long as it lives.
-    os.register_at_fork(after_in_child=_close_in_child)
+# A forked child sends none of them, and would hold their memory for as long as it lives.
+os.register_at_fork(after_in_child=_close_in_child)
 
 
 Payload = bytes | Parcel

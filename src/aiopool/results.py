@@ -313,7 +313,7 @@ class MapResult(AsyncResult[list[T]]):
             self._settle_cancelled()
         elif error is not None:
             self._settle(None, deliverable(error, f"the input of {self._name}"))
-        elif not self.done():
+        else:
             self._begin(begin, reader.result())
 
     def _begin(self, begin: Callable[[list[Any]], None], items: list[Any]) -> None:
