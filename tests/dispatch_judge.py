@@ -130,7 +130,7 @@ class Judge(Facts):
     def _judge_dismiss(self, process: Process, reason: RecycleReason | None) -> None:
         assert process.serving
         assert not process.held, "it has something in hand"
-        rests = self._may_rest(process.seat)
+        rests = self.event[0] == "tick" and self._may_rest(process.seat)
         assert process.out or rests or self._may_leave(process), "it is needed"
         replaced = self.phase is PoolPhase.RUNNING and not process.out and not rests
         assert reason is (process.worn or RecycleReason.CALLS if replaced else None)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from aiopool.calls import CANCELLED, Call, Limits, Pace, Reply
-from aiopool.commands import Finish, Interrupt, Kill, Recall, Send, Spawn
+from aiopool.commands import Dismiss, Finish, Interrupt, Kill, Recall, Send, Spawn
 from aiopool.dispatch import Dispatcher
 from aiopool.exceptions import CallTimeout
 from aiopool.phases import WorkerPhase
-from aiopool.recycling import RecyclePolicy
+from aiopool.recycling import RecyclePolicy, RecycleReason
 
 ANSWER = Reply(failed=False, payload=b"answer")
 
@@ -97,6 +97,18 @@ def test_a_call_is_interrupted_when_what_is_behind_it_has_come_back() -> None:
     assert pool.recalled(1, [behind.id], 1) == [Interrupt(1, first)]
     assert pool.deadline() == 4
     assert pool.tick(4) == [Kill(1), Spawn(2, 0)]
+
+
+def test_a_worker_that_is_too_heavy_goes_at_once_if_its_successor_is_there() -> None:
+    """Started when it was to serve its last call, which somebody else has served since."""
+    pool = running_pool(2, limit=2)
+    free, runs, behind = submitted(pool, None, None, None)
+    pool.replied(2, [(free.id, ANSWER)], 0)
+    pool.recalled(1, [behind.id], 0)
+    (successor,) = [worker.id for worker in pool.workers.values() if worker.phase is WorkerPhase.STARTING][:1]
+    pool.ready(successor, 0)
+    pool.replied(1, [(runs.id, ANSWER)], 0)
+    assert pool.due(1, 0) == [Dismiss(1, RecycleReason.MEMORY)]
 
 
 def test_a_worker_that_is_too_heavy_is_sent_nothing_ahead_once_its_successor_is_ready() -> None:

@@ -235,6 +235,12 @@ class Decisions:
         replaced = self.phase is PoolPhase.RUNNING and worker.seat.phase is SeatPhase.OPEN
         self._dismiss(worker, worker.due or RecycleReason.CALLS if replaced else None, now)
 
+    def _wear_out(self, worker: Worker, reason: RecycleReason, now: float) -> None:
+        """A worker is to go as soon as somebody can take its place, and that may be now."""
+        self._crew.wear_out(worker, reason)
+        if worker in self._crew.idle and worker.seat.has_ready_successor:
+            self._replace(worker, now)
+
     def _dismiss(self, worker: Worker, reason: RecycleReason | None, now: float) -> None:
         self._crew.move(worker, WorkerPhase.LEAVING)
         self._crew.deadlines[worker] = now + LEAVE_GRACE

@@ -167,7 +167,7 @@ class Dispatcher(Decisions):
 
     def due(self, worker_id: int, now: float) -> list[Command]:
         """A worker uses too much memory; it is to go when it has a successor."""
-        self._crew.wear_out(self.workers[worker_id], RecycleReason.MEMORY)
+        self._wear_out(self.workers[worker_id], RecycleReason.MEMORY, now)
         return self._decided(now)
 
     def replied(self, worker_id: int, replies: Iterable[tuple[int, Reply]], now: float) -> list[Command]:
@@ -256,7 +256,7 @@ class Dispatcher(Decisions):
         for worker, age in list(self._crew.ages.items()):
             if age <= now:
                 del self._crew.ages[worker]
-                self._crew.wear_out(worker, RecycleReason.AGE)
+                self._wear_out(worker, RecycleReason.AGE, now)
         self._losses.pass_time(now)
         self._let_idle_go(now)
         return self._decided(now)
