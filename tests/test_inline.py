@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import multiprocessing
 import os
 import unittest.mock
 from collections.abc import Awaitable, Callable
@@ -25,7 +26,12 @@ from aiopool import (
     PoolNotRunning,
     PoolTerminated,
     current_worker,
+    wire,
 )
+from aiopool.backends.handles import End, Setup
+from aiopool.backends.inline import KILLED, InlineWorker
+from aiopool.pickling import PLAIN
+from aiopool.worker.main import Initializer
 from test_carrying import numbers
 from test_hooks import Diary
 
@@ -293,3 +299,52 @@ def test_a_pickler_has_nothing_to_do_where_nothing_is_pickled() -> None:
     with pytest.raises(ValueError, match="pickler must be None where nothing is pickled"):
         AioPool(1, backend=Inline(pickled=False), pickler=pickle)
     assert repr(Inline()) == "Inline(pickled=True)"
+
+
+class Keeper:
+    """Keeps what a worker tells."""
+
+    def __init__(self) -> None:
+        self.told: list[object] = []
+
+    def received(self, worker: int, frames: list[wire.Frame]) -> None:
+        """Keep the kinds of its messages."""
+        self.told += [(worker, frame.kind) for frame in frames]
+
+    def garbled(self, worker: int) -> None:
+        """Keep it."""
+        self.told.append((worker, "garbled"))
+
+    def gone(self, worker: int, end: End) -> None:
+        """Keep it."""
+        self.told.append((worker, end))
+
+
+SETUP = Setup(multiprocessing.get_context("spawn"), Initializer(None, (), ()), None, lambda: None, PLAIN, {})
+
+
+async def test_a_worker_whose_pool_is_gone_tells_nobody() -> None:
+    """Neither that it is ready, nor that it has ended; with a pool it does."""
+    loop = asyncio.get_running_loop()
+    troubles: list[object] = []
+    loop.set_exception_handler(lambda _loop, context: troubles.append(context))
+    keeper = Keeper()
+    workers = [InlineWorker(1, 0, loop, SETUP, keeper), InlineWorker(2, 0, loop, SETUP, Keeper())]
+    for step in (InlineWorker.launch, InlineWorker.kill):
+        for worker in workers:
+            step(worker)
+        await asyncio.sleep(0)
+    assert keeper.told == [(1, wire.Kind.READY), (1, End(None, KILLED))]
+    assert troubles == []
+
+
+def test_a_worker_that_is_ended_after_the_loop_tells_nobody() -> None:
+    """A closed loop calls nobody back."""
+    keeper = Keeper()
+
+    async def make() -> InlineWorker:
+        return InlineWorker(1, 0, asyncio.get_running_loop(), SETUP, keeper)
+
+    worker = asyncio.run(make())
+    worker.kill()
+    assert keeper.told == []

@@ -9,16 +9,21 @@ import multiprocessing.forkserver
 import os
 import resource
 import signal
+import threading
 from collections.abc import Iterator
 
 import pytest
 
 import jobs
-from aiopool import AioPool, InitializerError, WorkerDied
-from aiopool.backends.process import PIDFD_SIGNAL_PROCESS_GROUP
+from aiopool import AioPool, InitializerError, WorkerDied, wire
+from aiopool.backends.handles import End, Observer, Setup
+from aiopool.backends.process import PIDFD_SIGNAL_PROCESS_GROUP, WorkerProcess
+from aiopool.pickling import PLAIN
+from aiopool.worker import main as worker_main
 from conftest import is_gone
 from latch import Latch
 from test_crash import gone
+from test_inline import Keeper
 
 pytestmark = pytest.mark.both_loops
 
@@ -236,3 +241,77 @@ async def test_a_fork_server_that_is_stuck_holds_nobody_up(monkeypatch: pytest.M
             await pool.join()
         finally:
             os.kill(server, signal.SIGCONT)
+
+
+def watched_by(observer: Observer, method: str = "spawn") -> WorkerProcess:
+    """Return a worker that is not started."""
+    initializer = worker_main.Initializer(None, (), ())
+    setup = Setup(multiprocessing.get_context(method), initializer, None, lambda: None, PLAIN, {})
+    return WorkerProcess(1, 0, asyncio.get_running_loop(), setup, observer)
+
+
+async def test_a_worker_whose_pool_is_gone_tells_nobody() -> None:
+    """Neither what it says nor that it has ended; with a pool it does."""
+    keeper = Keeper()
+    frame = wire.Frame(wire.Kind.READY, 0, 0, b"")
+    for worker in (watched_by(keeper), watched_by(Keeper())):
+        worker._received([frame])
+        worker._garbled()
+        worker._report(End())
+    assert keeper.told == [(1, wire.Kind.READY), (1, "garbled"), (1, End())]
+
+
+async def test_a_worker_that_is_not_started_has_nothing_and_nobody_to_signal() -> None:
+    """Its process has no number yet; there is nothing to be taken back, or to be left behind."""
+    keeper = Keeper()
+    worker = watched_by(keeper)
+    worker.send(wire.encode(wire.Kind.DROP, 1))
+    assert worker.take_back() == []
+    worker.interrupt(1)
+    worker.stack()
+    worker.abandon()
+    worker._forsake()  # when the time is over that its start may take
+    assert worker._own_end.fileno() == -1
+    assert keeper.told == []
+
+
+async def test_a_call_is_interrupted_without_pidfds(monkeypatch: pytest.MonkeyPatch, latch: Latch) -> None:
+    """By the worker's number; the worker stays."""
+    monkeypatch.delattr(os, "pidfd_open")
+    async with AioPool(1, cancel_grace=1000.0) as pool:
+        result = pool.submit(jobs.tell_and_clean_up, latch.path)
+        pid = int(await latch.told())
+        result.cancel()
+        await asyncio.wait([result])
+        assert await pool.apply(jobs.pid_of) == pid
+
+
+async def test_a_start_that_returns_too_late_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pool ends without it; the process that has come of it is killed."""
+    monkeypatch.setattr("aiopool.backends.process.START_GRACE", 0.0)
+    loop, started, go = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+    begin, close = multiprocessing.process.BaseProcess.start, WorkerProcess._close_process
+    closed: asyncio.Future[int] = loop.create_future()
+
+    def start_late(process: multiprocessing.process.BaseProcess) -> None:
+        begin(process)
+        loop.call_soon_threadsafe(started.set)
+        go.wait()
+
+    def close_and_tell(worker: WorkerProcess) -> None:
+        close(worker)
+        with contextlib.suppress(ValueError):  # the fork server has told its end already
+            worker._process.join()
+        closed.set_result(worker.pid or 0)
+
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", start_late)
+    monkeypatch.setattr(WorkerProcess, "_close_process", close_and_tell)
+    pool = AioPool(1, context="forkserver")
+    start = asyncio.create_task(pool.start())
+    await started.wait()
+    pool.terminate()
+    await pool.join()
+    await start
+    assert not closed.done()
+    go.set()
+    assert is_gone(await closed)

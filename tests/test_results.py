@@ -7,7 +7,8 @@ import pickle
 
 import pytest
 
-from aiopool import AsyncResult, NotPicklable, WorkerDied
+from aiopool import AioPoolError, AsyncResult, NotPicklable, WorkerDied, failures, wire
+from aiopool.backends.reports import reply_in
 from aiopool.calls import Reply
 from aiopool.pickling import PLAIN
 from aiopool.results import open_outcome
@@ -55,3 +56,12 @@ def test_no_result_is_a_task() -> None:
     """asyncio.run cancels all tasks as it ends; results are not among them."""
     assert issubclass(AsyncResult, asyncio.Future)
     assert not issubclass(AsyncResult, asyncio.Task)
+
+
+def test_a_result_whose_memory_could_not_be_taken_is_a_failure() -> None:
+    """Of its own call, and it says why."""
+    call, reply = reply_in(wire.Frame(wire.Kind.RESULT, 2_000_000_000, 7, None))
+    assert (call, reply.failed, reply.seconds) == (7, True, 2.0)
+    error = failures.decode(bytes(reply.payload), None)
+    assert isinstance(error, AioPoolError)
+    assert "the result could not be received: this process has no descriptor left" in str(error)

@@ -7,12 +7,14 @@ import logging
 import os
 import signal
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import jobs
 from aiopool import AioPool, WorkerDied, WorkerStack
+from aiopool.backends.dump import DumpReader
 from aiopool.stacks import HEADER, frames_in, is_whole
 from aiopool.worker import main as worker_main
 from latch import Latch
@@ -214,3 +216,51 @@ def test_a_stack_is_made_of_frames_that_the_standard_library_knows() -> None:
     """So it can be formatted otherwise."""
     stack = WorkerStack(0, 5, "f", [traceback.FrameSummary("no such file", 1, "f", lookup_line=False)])
     assert traceback.StackSummary.from_list(stack.frames or []).format() == ['  File "no such file", line 1, in f\n']
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    """The ends of the pipe that dumps come through."""
+    ends = os.pipe()
+    yield ends
+    for end in ends:
+        os.close(end)
+
+
+async def test_a_dump_that_comes_in_parts_is_waited_for(pipe: tuple[int, int]) -> None:
+    """A part of it is not taken for all."""
+    reader = DumpReader(asyncio.get_running_loop(), pipe[0])
+    dump, to_ask = reader.expect()
+    assert to_ask
+    os.write(pipe[1], HEADER.encode())
+    reader._take()
+    assert not dump.done()
+    os.write(pipe[1], OURS.encode())
+    assert await dump == HEADER + OURS
+
+
+async def test_a_dump_that_was_cancelled_is_not_told(pipe: tuple[int, int]) -> None:
+    """The next one is."""
+    reader = DumpReader(asyncio.get_running_loop(), pipe[0])
+    cancelled, _ = reader.expect()
+    cancelled.cancel()
+    reader.close()
+    dump, to_ask = reader.expect()
+    assert to_ask
+    os.write(pipe[1], f"{HEADER}{OURS}".encode())
+    assert await dump == HEADER + OURS
+    assert cancelled.cancelled()
+
+
+def test_a_dump_is_not_told_to_a_loop_that_is_closed(pipe: tuple[int, int]) -> None:
+    """Nobody could hear of it, and a closed loop takes no call of a callback."""
+
+    async def expect() -> tuple[DumpReader, asyncio.Future[str]]:
+        reader = DumpReader(asyncio.get_running_loop(), pipe[0])
+        dump, _ = reader.expect()
+        dump.add_done_callback(print)
+        return reader, dump
+
+    reader, dump = asyncio.run(expect())
+    reader.close()
+    assert not dump.done()

@@ -168,7 +168,7 @@ class InlineWorker:
 
     def stack(self) -> asyncio.Future[str]:
         """Return what nobody asks for: there is no process."""
-        raise NotImplementedError
+        raise NotImplementedError  # pragma: no cover - only workers with a pid are asked
 
 
 class Undisturbed:

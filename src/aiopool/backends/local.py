@@ -364,7 +364,7 @@ class LocalBackend:
                 self._processes[worker].dismiss()
             case Kill(worker):
                 self._kill(worker)
-            case Recall(worker):
+            case Recall(worker):  # pragma: no branch - there is no other command
                 calls = [wire.call_of(packet) for packet in self._processes[worker].take_back()]
                 self._perform(self._dispatcher.recalled(worker, calls, self.loop.time()))
 

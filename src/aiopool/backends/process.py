@@ -281,7 +281,7 @@ class WorkerProcess:
     def _died(self) -> None:
         """The process has ended. What it answered before counts; what it started goes with it."""
         self._loop.remove_reader(self._death())
-        if self._channel is not None:
+        if self._channel is not None:  # pragma: no branch - its death is listened for only while it has a channel
             self._channel.receive_rest()
         if not self._dismissed:
             self._kill_group()

@@ -1,0 +1,138 @@
+"""The local backend at moments that are hard to come by with real processes; its workers are in this one."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from aiopool import PoolNotRunning, PoolTerminated, wire
+from aiopool.backends.handles import Observer, Setup
+from aiopool.backends.inline import InlineWorker
+from aiopool.backends.local import LocalBackend
+from aiopool.calls import Call, Outcome, Reply
+from aiopool.hooks import Hooks
+from aiopool.phases import PoolPhase
+from aiopool.recycling import IdlePolicy, RecyclePolicy
+from test_inline import SETUP
+
+pytestmark = pytest.mark.both_loops
+
+
+class Workers:
+    """Makes workers that answer nothing by themselves.
+
+    Attributes:
+        refuses: whether none can be made any more.
+    """
+
+    def __init__(self) -> None:
+        self.refuses = False
+
+    def make(
+        self, number: int, seat: int, loop: asyncio.AbstractEventLoop, setup: Setup, observer: Observer
+    ) -> InlineWorker:
+        """Make one."""
+        if self.refuses:
+            raise OSError("Too many open files")
+        return Silent(number, seat, loop, setup, observer)
+
+
+class Silent(InlineWorker):
+    """Takes calls and does not run them."""
+
+    def send(self, packets: Any, call: int = 0) -> None:
+        """Take a message."""
+
+
+def backend_with(workers: Workers) -> LocalBackend:
+    """Return one with a single seat."""
+    return LocalBackend(
+        1,
+        lambda _seats: SETUP,
+        RecyclePolicy(None),
+        grace=0.0,
+        start_timeout=1000.0,
+        idling=IdlePolicy(None, 1),
+        hooks=Hooks(()),
+        kind=workers.make,
+    )
+
+
+async def test_a_backend_that_does_not_run_is_not_resized() -> None:
+    """It says where it stands."""
+    backend = backend_with(Workers())
+    with pytest.raises(PoolNotRunning, match="not started"):
+        await backend.resize(2)
+    await backend.start()
+    backend.terminate()
+    with pytest.raises(PoolNotRunning, match="takes no more calls"):
+        await backend.resize(2)
+    await backend.join()
+    assert backend.seats == 1
+
+
+async def test_what_a_worker_said_before_it_was_abandoned_is_no_more_heard() -> None:
+    """One of its messages may have been what made somebody abandon the pool."""
+    backend = backend_with(Workers())
+    await backend.start()
+    outcomes: list[Outcome] = []
+
+    def finish(outcome: Outcome) -> None:
+        outcomes.append(outcome)
+        backend.abandon()
+
+    call = Call("f", b"", finish)
+    backend.submit(call)
+    [worker] = backend._processes
+    frames = [wire.Frame(kind, 0, call.id, b"") for kind in (wire.Kind.RESULT, wire.Kind.HEAVY, wire.Kind.RESULT)]
+    backend.received(worker, frames)
+    assert outcomes == [Reply(failed=False, payload=b"")]
+    assert backend.phase is PoolPhase.CLOSED
+    await backend.join()
+
+
+async def test_ctrl_c_while_a_call_is_finished_leaves_nothing_undone() -> None:
+    """The interrupt goes on at once, and what was left is done in the loop's next turn."""
+    backend = backend_with(Workers())
+    await backend.start()
+    outcomes: list[Outcome] = []
+
+    def finish(outcome: Outcome) -> None:
+        outcomes.append(outcome)
+        if len(outcomes) == 1:
+            raise KeyboardInterrupt
+
+    for _ in range(3):
+        backend.submit(Call("f", b"", finish))
+    with pytest.raises(KeyboardInterrupt):
+        backend.terminate()
+    assert len(outcomes) == 1
+    await backend.join()
+    assert [type(outcome) for outcome in outcomes] == [PoolTerminated] * 3
+
+
+async def test_a_worker_that_could_not_be_made_need_not_be_killed() -> None:
+    """Though that was decided before, and an interrupt came between."""
+    workers = Workers()
+    backend = backend_with(workers)
+    troubles: list[object] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _loop, context: troubles.append(context))
+    await backend.start()
+
+    def interrupted(_outcome: Outcome) -> None:
+        raise KeyboardInterrupt
+
+    [first] = backend._processes.values()
+    workers.refuses = True
+    first.kill()
+    await asyncio.sleep(0)  # it is gone, and another is to be made in the next turn
+    assert len(backend._unstarted) == 1
+    backend.submit(Call("f", b"", interrupted))
+    with pytest.raises(KeyboardInterrupt):
+        backend.terminate()
+    assert [type(command).__name__ for command in backend._commands] == ["Kill"]
+    await backend.join()
+    assert troubles == []

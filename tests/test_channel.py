@@ -1,0 +1,106 @@
+"""The parent's end of a channel, at a socket whose other end is here, too."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from aiopool import wire
+from aiopool.backends.channel import Channel
+
+pytestmark = pytest.mark.both_loops
+
+
+class Heard:
+    """What a channel reports.
+
+    Attributes:
+        frames: what has arrived.
+        garbled: how often it was told that something is no message.
+    """
+
+    def __init__(self) -> None:
+        self.frames: list[wire.Frame] = []
+        self.garbled = 0
+
+    def on_garbled(self) -> None:
+        """Count it."""
+        self.garbled += 1
+
+
+@pytest.fixture
+def heard() -> Heard:
+    """Nothing yet."""
+    return Heard()
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A channel's socket and the other one."""
+    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with one, other:
+        yield one, other
+
+
+async def test_what_the_kernel_does_not_take_waits_and_keeps_its_order(
+    ends: tuple[socket.socket, socket.socket], heard: Heard
+) -> None:
+    """Messages that come while others wait are behind them."""
+    channel = Channel(asyncio.get_running_loop(), ends[0], heard.frames.extend, heard.on_garbled)
+    ends[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    count = 1000
+    for number in range(1, count + 1):
+        channel.send(wire.encode(wire.Kind.DROP, number))
+    assert channel._unsent
+    received: list[int] = []
+    done = asyncio.Event()
+
+    def receive() -> None:
+        received.append(wire.call_of(ends[1].recv(wire.PACKET)))
+        if len(received) == count:
+            done.set()
+
+    asyncio.get_running_loop().add_reader(ends[1].fileno(), receive)
+    await done.wait()
+    asyncio.get_running_loop().remove_reader(ends[1].fileno())
+    assert received == list(range(1, count + 1))
+    assert channel.take_unsent() == []
+    channel.close()
+
+
+async def test_what_nobody_can_read_any_more_stays_where_it_is(
+    ends: tuple[socket.socket, socket.socket], heard: Heard
+) -> None:
+    """To send it is no error: that the other end is gone is reported elsewhere."""
+    channel = Channel(asyncio.get_running_loop(), ends[0], heard.frames.extend, heard.on_garbled)
+    ends[1].close()
+    packets = wire.encode(wire.Kind.DROP, 1)
+    channel.send(packets)
+    assert channel.take_unsent() == packets
+    channel.close()
+
+
+async def test_to_close_it_again_is_nothing(ends: tuple[socket.socket, socket.socket], heard: Heard) -> None:
+    """Its descriptor's number may be another's by then, to whom the loop listens."""
+    loop = asyncio.get_running_loop()
+    channel, number = Channel(loop, ends[0], heard.frames.extend, heard.on_garbled), ends[0].fileno()
+    channel.close()
+    reader, writer = os.pipe()
+    with contextlib.ExitStack() as opened:
+        opened.callback(os.close, writer)
+        if reader != number:
+            os.dup2(reader, number)
+            os.close(reader)
+        opened.callback(os.close, number)
+        read = asyncio.Event()
+        loop.add_reader(number, read.set)
+        channel.close()
+        os.write(writer, b".")
+        await read.wait()
+        loop.remove_reader(number)
+    assert (heard.frames, heard.garbled) == ([], 0)

@@ -1,0 +1,320 @@
+"""The worker's side in this process: what is hard to see in one that ends, is killed, or has another system."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import fcntl
+import multiprocessing
+import os
+import pickle
+import resource
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import jobs
+from aiopool import AioPoolError, failures, sharing, wire
+from aiopool.backends.inline import Undisturbed
+from aiopool.exceptions import CallInterrupted
+from aiopool.pickling import PLAIN
+from aiopool.worker import current, isolation, job, memory
+from aiopool.worker import main as worker_main
+from aiopool.worker.control import ID, INTERRUPT, Control
+from aiopool.worker.outlet import Outlet
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Both ends of a channel."""
+    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with one, other:
+        yield one, other
+
+
+# Interruptions.
+
+
+class Interrupting:
+    """A worker's end of the pipe for interruptions, and the parent's."""
+
+    def __init__(self, reader: int, writer: int) -> None:
+        self.control = Control(reader)
+        self.writer = writer
+
+    def interrupt(self, call: int) -> None:
+        """Do what the parent does; the handler has run when this returns."""
+        os.write(self.writer, ID.pack(call))
+        signal.raise_signal(INTERRUPT)
+
+
+@pytest.fixture
+def interrupting() -> Iterator[Interrupting]:
+    """Nothing is written yet."""
+    before = signal.getsignal(INTERRUPT)
+    reader, writer = os.pipe()
+    yield Interrupting(reader, writer)
+    signal.signal(INTERRUPT, before)
+    for descriptor in (reader, writer):
+        with contextlib.suppress(OSError):  # a test has closed it
+            os.close(descriptor)
+
+
+def test_an_interruption_waits_while_it_is_held_off(interrupting: Interrupting) -> None:
+    """It comes when the call goes on, and once."""
+    control = interrupting.control
+    control.begin(7)
+    control.hold()
+    interrupting.interrupt(7)
+    with pytest.raises(CallInterrupted):
+        control.resume()
+    assert control.interrupted == 7
+    control.hold()
+    control.resume()
+
+
+def test_an_interruption_of_another_call_does_not_come_when_this_one_goes_on(interrupting: Interrupting) -> None:
+    """It is kept for its own."""
+    control = interrupting.control
+    control.begin(7)
+    control.hold()
+    interrupting.interrupt(8)
+    control.resume()
+    assert control.interrupted is None
+    control.end()
+    with pytest.raises(CallInterrupted):
+        control.begin(8)
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_signal_that_nothing_was_written_for_interrupts_nothing(interrupting: Interrupting, *, closed: bool) -> None:
+    """Somebody else has sent it; or a job has closed the pipe."""
+    interrupting.control.begin(7)
+    if closed:
+        os.close(interrupting.control._descriptor)
+    signal.raise_signal(INTERRUPT)
+    assert interrupting.control.interrupted is None
+
+
+# The end of the parent.
+
+
+class Kills:
+    """Takes the place of what would kill this process's group.
+
+    Attributes:
+        sent: what would have been sent to whom.
+        struck: set at the first.
+    """
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[int, int]] = []
+        self.struck = threading.Event()
+
+    def kill(self, pid: int, number: int) -> None:
+        """Keep it."""
+        self.sent.append((pid, number))
+        self.struck.set()
+
+
+@pytest.fixture
+def kills(monkeypatch: pytest.MonkeyPatch) -> Kills:
+    """None yet."""
+    made = Kills()
+    monkeypatch.setattr(os, "kill", made.kill)
+    return made
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_worker_whose_parent_is_gone_before_it_listens_ends_at_once(
+    kills: Kills, monkeypatch: pytest.MonkeyPatch, *, closed: bool
+) -> None:
+    """The kernel tells of what comes, not of what was."""
+    asked: list[tuple[int, int]] = []
+
+    def ask(_descriptor: int, command: int, argument: int = 0) -> int:
+        asked.append((command, argument))
+        return 0
+
+    monkeypatch.setattr(fcntl, "fcntl", ask)
+    lifeline, parents = multiprocessing.Pipe(duplex=False)
+    with lifeline, parents:
+        if closed:
+            parents.close()
+        isolation.die_with(lifeline.fileno())
+    assert kills.sent == ([(0, signal.SIGKILL)] if closed else [])
+    assert asked == [
+        (fcntl.F_SETOWN, -os.getpgrp()), (fcntl.F_SETSIG, signal.SIGKILL), (fcntl.F_GETFL, 0),
+        (fcntl.F_SETFL, fcntl.FASYNC),
+    ]  # fmt: skip
+
+
+def test_where_the_kernel_does_not_kill_a_thread_does(kills: Kills, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the parent's end of the pipe closes, and not before."""
+    monkeypatch.delattr(fcntl, "F_SETSIG")
+    before = set(threading.enumerate())
+    lifeline, parents = multiprocessing.Pipe(duplex=False)
+    with lifeline, parents:
+        isolation.die_with(lifeline.fileno())
+        [waiting] = set(threading.enumerate()) - before
+        assert (waiting.daemon, kills.sent) == (True, [])
+        parents.close()
+        kills.struck.wait()
+        waiting.join()
+    assert kills.sent == [(0, signal.SIGKILL)]
+
+
+# The channel.
+
+
+def test_a_channel_on_a_low_descriptor_is_moved(
+    ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the same channel; one above stays where it is."""
+    low = ends[0].fileno()
+    assert isolation.above_stdio(ends[0]) is ends[0]
+    monkeypatch.setattr(isolation, "FIRST_FREE", low + 100)
+    with isolation.above_stdio(ends[0]) as moved:
+        assert moved.fileno() >= low + 100
+        assert not moved.get_inheritable()
+        assert ends[0].fileno() == -1
+        moved.send(b"x")
+        assert ends[1].recv(2) == b"x"
+
+
+def fill(channel: socket.socket) -> None:
+    """Send until nothing more can be taken."""
+    channel.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while channel.send(b"filler"):
+            pass
+
+
+def drain(channel: socket.socket) -> bytes:
+    """Read all that there is; return the last packet."""
+    last = b""
+    with contextlib.suppress(BlockingIOError):
+        while packet := channel.recv(wire.PACKET, socket.MSG_DONTWAIT):
+            last = packet
+    return last
+
+
+def test_a_message_that_cannot_be_sent_yet_is_sent_when_the_parent_reads(
+    ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it does so in time; if not, the message is dropped."""
+    fill(ends[0])
+    outlet = Outlet(ends[0])
+    assert not outlet.send_soon([b"dropped"], 0.0)
+    writable = outlet._writable
+
+    def drained_meanwhile(patience: float) -> bool:
+        assert drain(ends[1]) == b"filler"
+        return writable(patience)
+
+    monkeypatch.setattr(outlet, "_writable", drained_meanwhile)
+    assert outlet.send_soon([b"sent"], 1000.0)
+    assert drain(ends[1]) == b"sent"
+
+
+# Calls.
+
+
+def test_a_call_whose_memory_could_not_be_taken_fails() -> None:
+    """With what says why."""
+    answer = job.run(wire.Frame(wire.Kind.CALL, 0, 7, None), Undisturbed(), PLAIN)
+    assert answer.kind == wire.Kind.FAILED
+    assert isinstance(answer.payload, bytes)
+    error = failures.decode(answer.payload, "f")
+    assert isinstance(error, AioPoolError)
+    assert "the arguments could not be received: the worker has no descriptor left" in str(error)
+
+
+def call_of(function: Callable[..., Any], *args: object) -> wire.Frame:
+    """Return the message that asks for a call."""
+    payload = wire.function_part(pickle.dumps(function, protocol=5)) + pickle.dumps((args, {}))
+    return wire.Frame(wire.Kind.CALL, 0, 7, payload)
+
+
+def test_so_many_functions_are_remembered_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is forgotten is looked for again."""
+    monkeypatch.setattr(job, "MOST_KNOWN", 2)
+    monkeypatch.setattr(job, "_known", {})
+    for _ in range(2):
+        for function, value in ((jobs.square, 9), (jobs.same, 3), (abs, 3)):
+            answer = job.run(call_of(function, 3), Undisturbed(), PLAIN)
+            assert isinstance(answer.payload, bytes)
+            assert (answer.kind, pickle.loads(answer.payload)) == (wire.Kind.RESULT, value)
+            assert 1 <= len(job._known) <= 2
+
+
+# The process.
+
+
+@pytest.mark.parametrize(("platform", "unit"), [("linux", 1024), ("darwin", 1)])
+def test_where_the_present_size_is_not_told_the_largest_is_taken(
+    platform: str, unit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the unit of the system."""
+
+    class Usage:
+        ru_maxrss = 5000
+
+    monkeypatch.setattr(memory, "resident_bytes_of", lambda _pid: None)
+    monkeypatch.setattr(memory.sys, "platform", platform)  # type: ignore[attr-defined]
+    monkeypatch.setattr(resource, "getrusage", lambda _who: Usage)
+    assert memory.resident_bytes() == 5000 * unit
+
+
+def test_only_where_there_is_something_to_be_done_an_initializer_is_given_a_hint() -> None:
+    """A name that is missed elsewhere than in the main module is the user's own business."""
+    missed = pickle.dumps((jobs.square, (), ()), protocol=5).replace(b"square", b"sqware")
+    with pytest.raises(AttributeError, match="sqware") as caught:
+        worker_main.PickledInitializer(missed, PLAIN).run()
+    assert not hasattr(caught.value, "__notes__")
+
+
+@pytest.mark.parametrize("ends_without", [False, True])
+def test_what_a_fork_has_registered_for_its_end_is_forgotten_where_multiprocessing_does_not(
+    monkeypatch: pytest.MonkeyPatch, *, ends_without: bool
+) -> None:
+    """What the event loop had open is closed either way."""
+    cleared: list[None] = []
+    monkeypatch.setattr(worker_main, "ENDS_WITHOUT_ATEXIT", ends_without)
+    monkeypatch.setattr(atexit, "_clear", lambda: cleared.append(None))
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    loops = os.open(os.devnull, os.O_RDONLY)
+    worker_main._renounce(worker_main.Inheritance((loops,), frozenset(map(int, blocked)), {}))
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(loops)
+    assert len(cleared) == ends_without
+
+
+@pytest.mark.parametrize("ends_without", [False, True])
+def test_a_worker_that_leaves_runs_its_exit_handlers_where_multiprocessing_does_not(
+    ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch, *, ends_without: bool
+) -> None:
+    """After it has said that it is ready, and was told to leave."""
+    ran: list[None] = []
+    monkeypatch.setattr(worker_main, "ENDS_WITHOUT_ATEXIT", ends_without)
+    monkeypatch.setattr(atexit, "_run_exitfuncs", lambda: ran.append(None))
+    for name in ("leave_parents_group", "quieten_signals", "die_with", "forked_children_are_ordinary"):
+        monkeypatch.setattr(isolation, name, lambda *_args: None)
+    monkeypatch.setattr(sharing, "drop_all", lambda: None)
+    monkeypatch.setattr(worker_main, "dump_into", lambda _descriptor: None)
+    monkeypatch.setattr(worker_main, "Control", lambda _descriptor: Undisturbed())
+    monkeypatch.setattr(current, "_station", None)  # to be put back
+    for packet in wire.encode(wire.Kind.LEAVE):
+        wire.send(ends[1], packet)
+    with contextlib.ExitStack() as opened:
+        pipes = [opened.enter_context(end) for _ in range(3) for end in multiprocessing.Pipe(duplex=False)]
+        lines = worker_main.Lines(ends[0], *pipes[::2])
+        worker_main.main(lines, worker_main.Initializer(None, (), ()), 0, None, None, PLAIN, None)
+    frame = wire.receive(ends[1], wire.Decoder())
+    assert frame is not None
+    assert frame.kind == wire.Kind.READY
+    assert len(ran) == ends_without
