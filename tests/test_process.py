@@ -295,6 +295,7 @@ async def test_a_start_that_returns_too_late_is_not_waited_for(monkeypatch: pyte
 
     def start_late(process: multiprocessing.process.BaseProcess) -> None:
         begin(process)
+        os.kill(process.pid or 0, signal.SIGSTOP)  # so that it does not end by itself
         loop.call_soon_threadsafe(started.set)
         go.wait()
 
