@@ -131,6 +131,7 @@ class Judge(Facts):
         assert process.serving
         assert not process.held, "it has something in hand"
         rests = self.event[0] == "tick" and self._may_rest(process.seat)
+        rests = rests and not (reason and self.relieved(process))  # else it goes because it is worn
         assert process.out or rests or self._may_leave(process), "it is needed"
         replaced = self.phase is PoolPhase.RUNNING and not process.out and not rests
         assert reason is (process.worn or RecycleReason.CALLS if replaced else None)

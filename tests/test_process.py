@@ -8,6 +8,7 @@ import errno
 import multiprocessing.forkserver
 import os
 import resource
+import select
 import signal
 import threading
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ import jobs
 from aiopool import AioPool, InitializerError, WorkerDied, wire
 from aiopool.backends.handles import End, Observer, Setup
 from aiopool.backends.process import PIDFD_SIGNAL_PROCESS_GROUP, WorkerProcess
+from aiopool.hooks import CallEnded
 from aiopool.pickling import PLAIN
 from aiopool.worker import main as worker_main
 from conftest import is_gone
@@ -286,8 +288,11 @@ async def test_a_call_is_interrupted_without_pidfds(monkeypatch: pytest.MonkeyPa
         assert await pool.apply(jobs.pid_of) == pid
 
 
-async def test_a_start_that_returns_too_late_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pool ends without it; the process that has come of it is killed."""
+@pytest.mark.parametrize("start_method", ["forkserver", "spawn"])
+async def test_a_start_that_returns_too_late_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, start_method: str
+) -> None:
+    """The pool ends without it; the process that has come of it is killed, and reaped."""
     monkeypatch.setattr("aiopool.backends.process.START_GRACE", 0.0)
     loop, started, go = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
     begin, close = multiprocessing.process.BaseProcess.start, WorkerProcess._close_process
@@ -301,13 +306,11 @@ async def test_a_start_that_returns_too_late_is_not_waited_for(monkeypatch: pyte
 
     def close_and_tell(worker: WorkerProcess) -> None:
         close(worker)
-        with contextlib.suppress(ValueError):  # the fork server has told its end already
-            worker._process.join()
         closed.set_result(worker.pid or 0)
 
     monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", start_late)
     monkeypatch.setattr(WorkerProcess, "_close_process", close_and_tell)
-    pool = AioPool(1, context="forkserver")
+    pool = AioPool(1, context=start_method)
     start = asyncio.create_task(pool.start())
     await started.wait()
     pool.terminate()
@@ -316,3 +319,63 @@ async def test_a_start_that_returns_too_late_is_not_waited_for(monkeypatch: pyte
     assert not closed.done()
     go.set()
     assert is_gone(await closed)
+
+
+async def test_a_process_that_nobody_wants_any_more_is_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it was to have is closed by then; and the fork server would not survive that."""
+    monkeypatch.setattr("aiopool.backends.process.START_GRACE", 0.0)
+    loop, reached, go = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+    attach, attached = WorkerProcess._attach, asyncio.Event()
+
+    def prepare_for_long() -> None:
+        loop.call_soon_threadsafe(reached.set)
+        go.wait()
+
+    def attach_and_tell(worker: WorkerProcess, failure: InitializerError | None) -> None:
+        assert worker._workers_end.fileno() == -1
+        attach(worker, failure)
+        attached.set()
+
+    monkeypatch.setattr("aiopool.backends.process._prepare_thread", prepare_for_long)
+    monkeypatch.setattr(WorkerProcess, "_attach", attach_and_tell)
+    pool = AioPool(1)
+    start = asyncio.create_task(pool.start())
+    await reached.wait()
+    (worker,) = pool._backend._processes.values()  # type: ignore[attr-defined]
+    assert isinstance(worker, WorkerProcess)
+    pool.terminate()
+    await pool.join()
+    await start
+    assert worker._workers_end.fileno() != -1  # the number must not become another's while the thread may use it
+    go.set()
+    await attached.wait()
+    assert worker.pid is None
+
+
+class Abandons:
+    """A hook that ends the pool at the end of a call."""
+
+    def __init__(self) -> None:
+        self.pool: AioPool | None = None
+
+    def on_event(self, event: object) -> None:
+        """Be told."""
+        if isinstance(event, CallEnded) and self.pool is not None:
+            self.pool, pool = None, self.pool
+            pool.abandon()
+
+
+async def test_a_pool_that_ends_as_a_dead_workers_last_answer_is_read_has_ended() -> None:
+    """Nothing more is made of that death."""
+    hook = Abandons()
+    pool = hook.pool = AioPool(1, context="fork", hooks=[hook])
+    await pool.start()
+    (worker,) = pool._backend._processes.values()  # type: ignore[attr-defined]
+    result = pool.submit(jobs.pid_of)
+    select.select([worker._own_end], [], [])
+    os.kill(worker.pid or 0, signal.SIGKILL)
+    os.waitid(os.P_PID, worker.pid or 0, os.WEXITED | os.WNOWAIT)
+    pid = worker.pid
+    worker._died()
+    assert hook.pool is None
+    assert await result == pid

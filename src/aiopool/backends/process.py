@@ -88,8 +88,10 @@ class WorkerProcess:
         self._loop = loop
         self._observer = weakref.ref(observer)  # whose calls have all that waits for them, and that may have the pool
         self._start_method = setup.context.get_start_method()
-        self._lock = threading.Lock()  # between the thread that starts the process and kill()
+        # Between the thread that starts the process and whoever ends it: maybe the garbage collector, in the former.
+        self._lock = threading.RLock()
         self._starter: threading.Thread | None = None
+        self._started = False  # or failed to: what the process is to have is not needed here any more
         self._unwanted = False
         self._dismissed = False
         self._patience: asyncio.TimerHandle | None = None
@@ -198,7 +200,7 @@ class WorkerProcess:
     def abandon(self) -> None:
         """Kill it, wait until it is reaped, and close everything: without the loop's help, and without a report."""
         self.kill()
-        if self._starter is not None:
+        if self._starter not in (None, threading.current_thread()):
             self._starter.join(START_GRACE)
         if self.pid is not None:
             self._process.join(REAP_GRACE)
@@ -217,9 +219,19 @@ class WorkerProcess:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _start_in_thread(self) -> None:
-        failure = self._start(_prepare_thread)
-        with contextlib.suppress(RuntimeError):  # the loop is closed, and everything abandoned
+        failure = self._start(self._prepare)
+        if failure is None and self._unwanted:
+            self._process.join(REAP_GRACE)  # it is killed, and maybe nobody waits for it any more
+        try:
             self._loop.call_soon_threadsafe(self._attach, failure)
+        except RuntimeError:  # the loop is closed
+            if self._own_end.fileno() == -1:
+                self._close_process()
+
+    def _prepare(self) -> None:
+        _prepare_thread()
+        if self._unwanted:
+            raise InterruptedError("it is not wanted any more")
 
     def _start(self, prepare: Callable[[], None] = lambda: None) -> InitializerError | None:
         """Start the process; return why that failed, or None."""
@@ -229,6 +241,10 @@ class WorkerProcess:
         except Exception as error:  # noqa: BLE001 - of pickling, of the system, of the user's context: all end the start
             return failed_start(error)
         finally:
+            with self._lock:
+                self._started = True
+                if self._own_end.fileno() == -1:
+                    self._workers_end.close()
             self._workers_lifeline.close()
             self._workers_control.close()
             self._workers_dumps.close()
@@ -249,7 +265,7 @@ class WorkerProcess:
             self._close_process()  # abandoned meanwhile, and killed by the thread that started it
             return
         if failure is not None:
-            self._report(End(cause=failure))
+            self._report(End(cause=None if self._unwanted else failure))
             return
         self._channel = Channel(self._loop, self._own_end, self._received, self._garbled)
         self._loop.add_reader(self._death(), self._died)
@@ -283,6 +299,8 @@ class WorkerProcess:
         self._loop.remove_reader(self._death())
         if self._channel is not None:  # pragma: no branch - its death is listened for only while it has a channel
             self._channel.receive_rest()
+        if self._own_end.fileno() == -1:
+            return  # abandoned by whoever was told of that
         if not self._dismissed:
             self._kill_group()
         if self._start_method != "forkserver":
@@ -313,8 +331,10 @@ class WorkerProcess:
                 self._loop.remove_reader(self._process.sentinel)
                 self._loop.remove_reader(self._death())
             self._channel = None  # we hold one another, and its buffer need not wait for the garbage collector
-        self._own_end.close()
-        self._workers_end.close()
+        with self._lock:
+            self._own_end.close()
+            if self._starter is None or self._started:
+                self._workers_end.close()  # else the thread does it: until then its number must not become another's
         self._lifeline.close()
         self._control.close()
         self._dump.close()
