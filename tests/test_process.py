@@ -321,6 +321,43 @@ async def test_a_start_that_returns_too_late_is_not_waited_for(
     assert is_gone(await closed)
 
 
+@pytest.mark.parametrize("abandoned", ["before", "afterwards"])
+def test_a_start_that_returns_when_its_loop_is_closed_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, abandoned: str
+) -> None:
+    """Whether the worker was abandoned before, or is so afterwards."""
+    monkeypatch.setattr("aiopool.backends.process.START_GRACE", 0.0)
+    started, go = threading.Event(), threading.Event()
+    begin = multiprocessing.process.BaseProcess.start
+
+    def start_late(process: multiprocessing.process.BaseProcess) -> None:
+        begin(process)
+        started.set()
+        go.wait()
+
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", start_late)
+
+    async def launch() -> WorkerProcess:
+        worker = watched_by(Keeper())
+        worker.launch()
+        return worker
+
+    with asyncio.Runner() as runner:
+        worker = runner.run(launch())
+    started.wait()
+    if abandoned == "before":
+        worker.abandon()
+    go.set()
+    assert worker._starter is not None
+    worker._starter.join()
+    if abandoned == "afterwards":
+        assert worker._pidfd is not None  # by which it is killed
+        worker.abandon()
+    assert worker.pid is not None
+    assert is_gone(worker.pid)
+    assert worker._pidfd is None
+
+
 async def test_a_process_that_nobody_wants_any_more_is_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
     """What it was to have is closed by then; and the fork server would not survive that."""
     monkeypatch.setattr("aiopool.backends.process.START_GRACE", 0.0)

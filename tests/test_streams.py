@@ -385,6 +385,26 @@ async def test_what_an_input_gives_after_the_end_of_the_pool_is_dropped(verb: st
     assert reader.exception() is None
 
 
+async def test_an_input_that_closes_the_pool_is_read_no_further() -> None:
+    """What it gives after that is refused at once, before anything is cancelled."""
+    pool, read = AioPool(1), list[int]()
+    await pool.start()
+
+    async def close_and_go_on() -> AsyncIterator[int]:
+        for number in (1, 2, 3):
+            if number > 1:
+                pool.close()
+            read.append(number)
+            yield number
+
+    stream = pool.imap(jobs.square, close_and_go_on())
+    assert await anext(stream) == 1
+    with pytest.raises(PoolNotRunning):
+        await anext(stream)
+    await pool.join()
+    assert read == [1, 2]
+
+
 class EndsWhenCancelled:
     """An async input that takes its cancellation for its end, as the reader of a queue might."""
 
