@@ -10,7 +10,7 @@ from .backends.base import Backend
 
 __all__ = ["dump_on"]
 
-logger = logging.getLogger("aiopool")
+logger: logging.Logger = logging.getLogger("aiopool")
 
 _asked: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[int, Dumper]] = weakref.WeakKeyDictionary()
 """Who answers which signal in which loop."""

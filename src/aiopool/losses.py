@@ -30,10 +30,11 @@ class Losses:
     """
 
     def __init__(self, seats: int, jitter: Callable[[], float]) -> None:
-        self.in_a_row = 0
+        self.in_a_row: int = 0
         self.not_before: float | None = None
         self._jitter = jitter
         self._last = 0.0
+        self.budget: int
         self.expect(seats)
 
     def expect(self, seats: int) -> None:

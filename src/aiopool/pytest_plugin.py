@@ -32,7 +32,7 @@ SCOPES = ("function", "class", "module", "package", "session")
 OPTIONS = "aiopool_options"
 CHECK = "aiopool_check"
 
-new_pools = pytest.StashKey[list["Lifecycle"]]()
+new_pools: pytest.StashKey[list[Lifecycle]] = pytest.StashKey()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -73,7 +73,7 @@ class LocalBackend:
         self._dispatcher = Dispatcher(
             seats, policy, grace=grace, start_timeout=start_timeout, depth=DEPTH, idling=idling
         )
-        self.remains = LocalRemains(self)
+        self.remains: LocalRemains = LocalRemains(self)
         self._processes = self.remains.processes
         self._unstarted: deque[int] = deque()  # workers that are to get a process
         self._tally = Tally()

@@ -66,12 +66,12 @@ class Station:
     """
 
     def __init__(self, seat: int, outlet: Sender, control: Calls, pickling: Pickling) -> None:
-        self.pid = os.getpid()
-        self.seat = seat
-        self.outlet = outlet
-        self.control = control
-        self.pickling = pickling
-        self.calls = 0
+        self.pid: int = os.getpid()
+        self.seat: int = seat
+        self.outlet: Sender = outlet
+        self.control: Calls = control
+        self.pickling: Pickling = pickling
+        self.calls: int = 0
 
 
 _station: Station | None = None
