@@ -16,7 +16,10 @@ from programs import interrupt, output_of, run, started
 
 LINES = 20_000
 
-pytestmark = pytest.mark.timeout(240)  # a very busy machine may take that long over several runs of a program
+pytestmark = [
+    pytest.mark.timeout(240),  # a very busy machine may take that long over several runs of a program
+    pytest.mark.once,
+]
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,8 @@ from benchmarks.cell import Order
 from benchmarks.lines import BEST, LIMIT_OF_MACHINE, LINES, VALUE, Target, named
 from benchmarks.run import Outcome, Plan, Status, contestants, run_cell, run_rounds
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parent.parent
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

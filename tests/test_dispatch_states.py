@@ -39,6 +39,8 @@ from dispatch_facts import (
 )
 from dispatch_world import World
 
+pytestmark = pytest.mark.once
+
 REACTIONS = (None,) * 12 + ("submit",) * 4 + ("cancel", "replace", "replace") + ("close", "terminate")
 
 VICTIMS = ("unfinished", "held", "held", "first", "first", "behind", "behind", "any")

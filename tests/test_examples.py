@@ -13,6 +13,8 @@ import pytest
 
 from programs import PROGRAMS, interrupt, output_of, read_until, run, started
 
+pytestmark = pytest.mark.once
+
 REAL_FOLDER = Path(str(email.__file__)).parent
 # Reading what the census prints.
 

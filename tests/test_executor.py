@@ -134,6 +134,7 @@ async def test_a_future_that_waits_or_runs_can_be_cancelled(
     pids = {int(await latch.told()) for _ in running}
     assert waiting.cancel()
     assert running[0].cancel()
+    await asyncio.sleep(0)  # the loop's next turn, in which the pool hears of that
     gate.let(2)  # the one that is cancelled may still be there to take one
     await elsewhere(running[1].result)
     assert running[0].cancelled()

@@ -37,7 +37,7 @@ PATIENCE = 240
 
 CHROMIUM = shutil.which("chromium")
 
-pytestmark = pytest.mark.timeout(PATIENCE)
+pytestmark = [pytest.mark.timeout(PATIENCE), pytest.mark.once]
 
 
 # Images.

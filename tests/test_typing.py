@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.once
+
 TYPED = Path(__file__).with_name("typed.py")
 
 
