@@ -23,6 +23,8 @@ from chaos_traces import Memory, Traces, left_since  # noqa: E402
 
 from aiopool import PoolFull, WorkerDied  # noqa: E402
 
+pytestmark = pytest.mark.once
+
 SECONDS = 6.0
 """For each start method; what begins a pool and ends it comes on top."""
 
