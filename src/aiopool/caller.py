@@ -65,11 +65,13 @@ class Caller:
     Args:
         engine: the pool's.
         limits: how far a call may go that does not say it itself.
+        pool: what this is a view of; it lives as long as the view does.
     """
 
-    def __init__(self, engine: Engine, limits: Limits) -> None:
+    def __init__(self, engine: Engine, limits: Limits, pool: Caller | None = None) -> None:
         self._engine = engine
         self._limits = limits
+        self._pool = pool
 
     def options(
         self, *, timeout: float | Default | None = Default.POOLS, retries: int | Default = Default.POOLS
@@ -84,7 +86,7 @@ class Caller:
             ValueError: a number is out of its range.
             TypeError: an argument is of the wrong type.
         """
-        return Caller(self._engine, self._limits_for(timeout, retries))
+        return Caller(self._engine, self._limits_for(timeout, retries), self)
 
     def __repr__(self) -> str:
         limits = self._limits

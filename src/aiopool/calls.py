@@ -109,7 +109,7 @@ class Call:
         progress: called with what the call reports, pickled, and its buffers; None if nobody wants to know.
         submitted: when the backend took it.
         cost: how many seconds it was expected to take when it was sent; kept by the dispatcher.
-        tries: how many workers have died under it; kept by the dispatcher.
+        tries: how many workers have died under it before its end was decided; kept by the dispatcher.
         verdict: the outcome that was decided while it ran; kept by the dispatcher.
     """
 
