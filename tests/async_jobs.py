@@ -19,5 +19,6 @@ async def acount(n):
     for i in range(n):
         yield i
 
+
 def count(n):
     yield from range(n)

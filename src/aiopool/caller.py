@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextvars import copy_context
 from functools import partial
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeAlias, TypeVar, overload
 
 from .admission import Admission
 from .arguments import (
@@ -38,14 +38,14 @@ P = ParamSpec("P")
 T = TypeVar("T")
 S = TypeVar("S")
 
-MaybeCoroutine = Coroutine[Any, Any, T] | T
+MaybeCoroutine: TypeAlias = Coroutine[Any, Any, T] | T
 """What a function returns whose call has a value: that, or what gives it when it is awaited."""
 
 CHUNKS_PER_WORKER = 4
 """Into how many chunks a map divides its input for each worker, as `multiprocessing.pool.Pool.map` does."""
 
 CHUNKS_AHEAD = 2
-"""How many chunks for each worker an imap has in its window by default; of coroutines, for each that may run at once."""
+"""How many chunks for each worker, or each coroutine that may run at once, an imap has in its window by default."""
 
 VALUES_AHEAD = 64
 """How many values a stream is ahead of its reader by default."""
@@ -114,6 +114,28 @@ class Caller:
 
     # One call.
 
+    @overload
+    async def apply(
+        self,
+        func: Callable[..., Coroutine[Any, Any, T]],
+        args: Iterable[Any] = ...,
+        kwds: Mapping[str, Any] | None = ...,
+        *,
+        timeout: float | Default | None = ...,
+        retries: int | Default = ...,
+    ) -> T: ...
+
+    @overload
+    async def apply(
+        self,
+        func: Callable[..., T],
+        args: Iterable[Any] = ...,
+        kwds: Mapping[str, Any] | None = ...,
+        *,
+        timeout: float | Default | None = ...,
+        retries: int | Default = ...,
+    ) -> T: ...
+
     async def apply(
         self,
         func: Callable[..., MaybeCoroutine[T]],
@@ -147,14 +169,18 @@ class Caller:
         if self._engine.admission.limited:
             result = await self._begin_in_turn(func, args, kwds, self._limits_for(timeout, retries))
         else:
-            result = self.apply_async(func, args, kwds, timeout=timeout, retries=retries)
+            result = self._begin(func, args, kwds, self._limits_for(timeout, retries))
         try:
             return await result
         finally:
             del result  # it has the exception, whose traceback has this frame
 
     async def _begin_in_turn(
-        self, func: Callable[..., MaybeCoroutine[T]], args: Iterable[Any], kwds: Mapping[str, Any] | None, limits: Limits
+        self,
+        func: Callable[..., MaybeCoroutine[T]],
+        args: Iterable[Any],
+        kwds: Mapping[str, Any] | None,
+        limits: Limits,
     ) -> AsyncResult[T]:
         """Begin a call as soon as there is room for it."""
         function, positional, keywords = self._prepare(func, args, kwds)
@@ -168,6 +194,32 @@ class Caller:
             raise
         result.begin(call)
         return result
+
+    @overload
+    def apply_async(
+        self,
+        func: Callable[..., Coroutine[Any, Any, T]],
+        args: Iterable[Any] = ...,
+        kwds: Mapping[str, Any] | None = ...,
+        callback: Callable[[T], object] | None = ...,
+        error_callback: Callable[[BaseException], object] | None = ...,
+        *,
+        timeout: float | Default | None = ...,
+        retries: int | Default = ...,
+    ) -> AsyncResult[T]: ...
+
+    @overload
+    def apply_async(
+        self,
+        func: Callable[..., T],
+        args: Iterable[Any] = ...,
+        kwds: Mapping[str, Any] | None = ...,
+        callback: Callable[[T], object] | None = ...,
+        error_callback: Callable[[BaseException], object] | None = ...,
+        *,
+        timeout: float | Default | None = ...,
+        retries: int | Default = ...,
+    ) -> AsyncResult[T]: ...
 
     def apply_async(
         self,
@@ -197,17 +249,36 @@ class Caller:
             PoolNotRunning: the pool is not started, or closed.
             PoolFull: ``max_pending`` calls wait already.
         """
+        return self._begin(func, args, kwds, self._limits_for(timeout, retries), callback, error_callback)
+
+    def _begin(
+        self,
+        func: Callable[..., MaybeCoroutine[T]],
+        args: Iterable[Any],
+        kwds: Mapping[str, Any] | None,
+        limits: Limits,
+        callback: Callable[[T], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> AsyncResult[T]:
         function, positional, keywords = self._prepare(func, args, kwds)
-        limits, packer = self._limits_for(timeout, retries), self._engine.packer
+        packer = self._engine.packer
         result: AsyncResult[T] = AsyncResult(self._engine.backend, function.name)
         result.add_callbacks(callback, error_callback)
         self._engine.admission.take(1)
         result.begin(packer.make(function, positional, keywords, result.finish, limits, packer.carried()))
         return result
 
+    @overload
+    def submit(
+        self, func: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwds: P.kwargs
+    ) -> AsyncResult[T]: ...
+
+    @overload
+    def submit(self, func: Callable[P, T], /, *args: P.args, **kwds: P.kwargs) -> AsyncResult[T]: ...
+
     def submit(self, func: Callable[P, MaybeCoroutine[T]], /, *args: P.args, **kwds: P.kwargs) -> AsyncResult[T]:
         """Begin ``func(*args, **kwds)`` in a worker: `apply_async` with the arguments written as in a call."""
-        return self.apply_async(func, args, kwds)
+        return self._begin(func, args, kwds, self._limits)
 
     def stream(
         self, func: Callable[P, Iterable[T] | AsyncIterable[T]], /, *args: P.args, **kwds: P.kwargs
@@ -238,9 +309,7 @@ class Caller:
         engine, limits = self._engine, self._limits._replace(retries=0)
         engine.admission.take(1)
         stream = Stream(engine.backend, function.name, self._buffersize)
-        stream.begin(
-            engine.packer.make(function, positional, keywords, stream.finish, limits, engine.packer.carried())
-        )
+        stream.begin(engine.packer.make(function, positional, keywords, stream.finish, limits, engine.packer.carried()))
         return StreamIterator(stream)
 
     def as_executor(self) -> PoolExecutor:
@@ -270,6 +339,28 @@ class Caller:
 
     # Many calls.
 
+    @overload
+    async def map(
+        self,
+        func: Callable[[S], Coroutine[Any, Any, T]],
+        iterable: Iterable[S] | AsyncIterable[S],
+        chunksize: int | None = ...,
+        *,
+        timeout: float | Default | None = ...,
+        retries: int | Default = ...,
+    ) -> list[T]: ...
+
+    @overload
+    async def map(
+        self,
+        func: Callable[[S], T],
+        iterable: Iterable[S] | AsyncIterable[S],
+        chunksize: int | None = ...,
+        *,
+        timeout: float | Default | None = ...,
+        retries: int | Default = ...,
+    ) -> list[T]: ...
+
     async def map(
         self,
         func: Callable[[S], MaybeCoroutine[T]],
@@ -295,6 +386,28 @@ class Caller:
         limits = self._limits_for(timeout, retries)
         return await self._map(job.map_chunk, func, iterable, chunksize, None, None, limits, wait=True)
 
+    @overload
+    async def starmap(
+        self,
+        func: Callable[..., Coroutine[Any, Any, T]],
+        iterable: Iterable[Iterable[Any]] | AsyncIterable[Iterable[Any]],
+        chunksize: int | None = ...,
+        *,
+        timeout: float | Default | None = ...,
+        retries: int | Default = ...,
+    ) -> list[T]: ...
+
+    @overload
+    async def starmap(
+        self,
+        func: Callable[..., T],
+        iterable: Iterable[Iterable[Any]] | AsyncIterable[Iterable[Any]],
+        chunksize: int | None = ...,
+        *,
+        timeout: float | Default | None = ...,
+        retries: int | Default = ...,
+    ) -> list[T]: ...
+
     async def starmap(
         self,
         func: Callable[..., MaybeCoroutine[T]],
@@ -307,6 +420,32 @@ class Caller:
         """Call ``func(*item)`` for each item; return the values in order. For the rest, see `map`."""
         limits = self._limits_for(timeout, retries)
         return await self._map(job.starmap_chunk, func, iterable, chunksize, None, None, limits, wait=True)
+
+    @overload
+    def map_async(
+        self,
+        func: Callable[[S], Coroutine[Any, Any, T]],
+        iterable: Iterable[S] | AsyncIterable[S],
+        chunksize: int | None = ...,
+        callback: Callable[[list[T]], object] | None = ...,
+        error_callback: Callable[[BaseException], object] | None = ...,
+        *,
+        timeout: float | Default | None = ...,
+        retries: int | Default = ...,
+    ) -> MapResult[T]: ...
+
+    @overload
+    def map_async(
+        self,
+        func: Callable[[S], T],
+        iterable: Iterable[S] | AsyncIterable[S],
+        chunksize: int | None = ...,
+        callback: Callable[[list[T]], object] | None = ...,
+        error_callback: Callable[[BaseException], object] | None = ...,
+        *,
+        timeout: float | Default | None = ...,
+        retries: int | Default = ...,
+    ) -> MapResult[T]: ...
 
     def map_async(
         self,
@@ -323,6 +462,32 @@ class Caller:
         limits = self._limits_for(timeout, retries)
         return self._map(job.map_chunk, func, iterable, chunksize, callback, error_callback, limits)
 
+    @overload
+    def starmap_async(
+        self,
+        func: Callable[..., Coroutine[Any, Any, T]],
+        iterable: Iterable[Iterable[Any]] | AsyncIterable[Iterable[Any]],
+        chunksize: int | None = ...,
+        callback: Callable[[list[T]], object] | None = ...,
+        error_callback: Callable[[BaseException], object] | None = ...,
+        *,
+        timeout: float | Default | None = ...,
+        retries: int | Default = ...,
+    ) -> MapResult[T]: ...
+
+    @overload
+    def starmap_async(
+        self,
+        func: Callable[..., T],
+        iterable: Iterable[Iterable[Any]] | AsyncIterable[Iterable[Any]],
+        chunksize: int | None = ...,
+        callback: Callable[[list[T]], object] | None = ...,
+        error_callback: Callable[[BaseException], object] | None = ...,
+        *,
+        timeout: float | Default | None = ...,
+        retries: int | Default = ...,
+    ) -> MapResult[T]: ...
+
     def starmap_async(
         self,
         func: Callable[..., MaybeCoroutine[T]],
@@ -337,6 +502,30 @@ class Caller:
         """Begin a `starmap` and return its result-to-be at once. For the callbacks, see `apply_async`."""
         limits = self._limits_for(timeout, retries)
         return self._map(job.starmap_chunk, func, iterable, chunksize, callback, error_callback, limits)
+
+    @overload
+    def imap(
+        self,
+        func: Callable[[S], Coroutine[Any, Any, T]],
+        iterable: Iterable[S] | AsyncIterable[S],
+        chunksize: int = ...,
+        buffersize: int | None = ...,
+        *,
+        timeout: float | Default | None = ...,
+        retries: int | Default = ...,
+    ) -> ImapIterator[T]: ...
+
+    @overload
+    def imap(
+        self,
+        func: Callable[[S], T],
+        iterable: Iterable[S] | AsyncIterable[S],
+        chunksize: int = ...,
+        buffersize: int | None = ...,
+        *,
+        timeout: float | Default | None = ...,
+        retries: int | Default = ...,
+    ) -> ImapIterator[T]: ...
 
     def imap(
         self,
@@ -361,6 +550,30 @@ class Caller:
         """
         limits = self._limits_for(timeout, retries)
         return self._imap(func, iterable, chunksize, buffersize, limits, ordered=True)
+
+    @overload
+    def imap_unordered(
+        self,
+        func: Callable[[S], Coroutine[Any, Any, T]],
+        iterable: Iterable[S] | AsyncIterable[S],
+        chunksize: int = ...,
+        buffersize: int | None = ...,
+        *,
+        timeout: float | Default | None = ...,
+        retries: int | Default = ...,
+    ) -> ImapIterator[T]: ...
+
+    @overload
+    def imap_unordered(
+        self,
+        func: Callable[[S], T],
+        iterable: Iterable[S] | AsyncIterable[S],
+        chunksize: int = ...,
+        buffersize: int | None = ...,
+        *,
+        timeout: float | Default | None = ...,
+        retries: int | Default = ...,
+    ) -> ImapIterator[T]: ...
 
     def imap_unordered(
         self,

@@ -12,7 +12,8 @@ from .exceptions import AioPoolError
 from .sharing import CallPayload
 
 __all__ = [
-    "CANCELLED", "STOP_GRACE", "Call", "CallKind", "CallPhase", "Cancelled", "Limits", "Outcome", "Pace", "Reply", "ids",
+    "CANCELLED", "STOP_GRACE", "Call", "CallKind", "CallPhase", "Cancelled", "Limits", "Outcome", "Pace", "Reply",
+    "ids",
 ]  # fmt: skip
 
 ids: itertools.count[int] = itertools.count(1)

@@ -186,9 +186,9 @@ class Dispatcher(Decisions):
         if worker.phase is WorkerPhase.KILLED:
             return []  # too late: what it had in hand is decided
         for call_id, reply in replies:
-            if not worker.calls or worker.calls[0].id != call_id:
-                if not self._bring_forward(worker, call_id):
-                    return self.garbled(worker_id, now)  # it answers what it was not asked
+            is_first = worker.calls and worker.calls[0].id == call_id
+            if not is_first and not self._bring_forward(worker, call_id):
+                return self.garbled(worker_id, now)  # it answers what it was not asked
             call = worker.calls.popleft()
             worker.served += call.weight
             worker.lighten(call.cost)

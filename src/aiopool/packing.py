@@ -128,9 +128,7 @@ class Packer:
         name, pace = function.name, function.pace
         if not self._hooks:
             payload = self._pack(function, args, kwds, company)
-            return Call(
-                name, payload, finish, limits, pace, weight=weight, automatic=automatic, kind=function.kind
-            )
+            return Call(name, payload, finish, limits, pace, weight=weight, automatic=automatic, kind=function.kind)
         id_, company = next(ids), list(company)
         self._hooks.tell(CallQueued(id_, name, company))
         try:

@@ -60,7 +60,7 @@ class Source(abc.ABC):
         """Return what to hand out from, if it is there."""
 
     @abc.abstractmethod
-    def hand_out(self, turn: Any) -> Any:
+    def hand_out(self, turn: Any, /) -> Any:
         """Return a value from there, or raise what has come in its place."""
 
     @abc.abstractmethod
@@ -79,7 +79,7 @@ class Source(abc.ABC):
         self.closed = True
         self.cut_short = cut_short
 
-    def stop_reading(self) -> None:
+    def stop_reading(self) -> None:  # noqa: B027 - most sources read nothing
         """Stop what else may be waited for before it is quiet."""
 
     async def change(self, timeout: float | None = None) -> None:

@@ -110,7 +110,9 @@ class Stream(Source):
         if self.closed or self._error is not None:
             return
         if payload is None:  # the values behind it would pass for those before it
-            self._error = AioPoolError("a value could not be received: this process has no descriptor left for its memory")
+            self._error = AioPoolError(
+                "a value could not be received: this process has no descriptor left for its memory"
+            )
             if self._call is not None:
                 self.backend.cancel(self._call)
             return

@@ -11,8 +11,8 @@ from .. import wire
 from ..exceptions import AioPoolError
 from ..pickling import Pickling
 from ..worker import main as worker_main
-from ..worker.looping import Looping
 from ..worker.logs import Levels
+from ..worker.looping import Looping
 
 __all__ = ["End", "Handle", "Observer", "Setup"]
 

@@ -13,7 +13,7 @@ import itertools
 import os
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from .. import failures, wire
@@ -99,23 +99,29 @@ class InlineWorker:
 
     def _introduce(self) -> None:
         self._next = None
-        self._introduction = self._loop.create_task(self._initialize())
-
-    async def _initialize(self) -> None:
         try:
             with current.being(self._station):
                 coroutine = self._setup.initializer.run()
-            if coroutine is not None:
-                await coroutine
         except BaseException as error:  # noqa: BLE001 - as in a worker
-            if not self._over:
-                self.tell(wire.encode(wire.Kind.UNFIT, 0, wrap(failures.encode(error, (__file__,)), (), wire.LARGEST)))
-                self._leave(1)
+            self._be_unfit(error)
         else:
-            if not self._over:
+            if coroutine is None:
                 self.tell(wire.encode(wire.Kind.READY))
-        finally:
-            self._introduction = None
+            else:
+                self._introduction = self._loop.create_task(self._initialize(coroutine))
+
+    async def _initialize(self, coroutine: Coroutine[Any, Any, object]) -> None:
+        try:
+            await coroutine
+        except BaseException as error:  # noqa: BLE001 - as in a worker
+            self._be_unfit(error)
+        else:
+            self.tell(wire.encode(wire.Kind.READY))
+
+    def _be_unfit(self, error: BaseException) -> None:
+        if not self._over:
+            self.tell(wire.encode(wire.Kind.UNFIT, 0, wrap(failures.encode(error, (__file__,)), (), wire.LARGEST)))
+            self._leave(1)
 
     def send(self, packets: Sequence[wire.Packet], call: int = 0) -> None:
         """Take a message."""

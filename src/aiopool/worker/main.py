@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Coroutine, Mapping
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from .. import failures, sharing, wire
 from ..exceptions import NotPicklable, what_to_do
@@ -86,9 +86,9 @@ class Initializer:
             importlib.import_module(name)
         if function is None:
             return None
-        returned: Any = function(*args)
+        returned = function(*args)
         if awaited:
-            return returned
+            return cast("Coroutine[Any, Any, object]", returned)
         job.checked(returned)
         return None
 

@@ -1,6 +1,6 @@
-"""What runs on an event loop: coroutines, and generators step by step. A worker imports this when the first one comes.
+"""What runs on an event loop: coroutines, and generators step by step. A worker imports it when the first one comes.
 
-Each call is a task, with a context of its own. The pool's own process runs them in the same way where it has no workers.
+Each call is a task, with a context of its own. Where a pool has no workers, its own process runs them in the same way.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ class Tasks:
             await self._send_all_of(run, made)
         return job.dumps(None, pickling)
 
-    async def _send_all_of_async(self, run: Run, values: AsyncGenerator[Any, None]) -> None:
+    async def _send_all_of_async(self, run: Run, values: AsyncGenerator[Any, Any]) -> None:
         try:
             while True:
                 await self._have_turn(run)
