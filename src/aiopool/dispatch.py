@@ -269,8 +269,9 @@ class Dispatcher(Decisions):
 
     def tick(self, now: float) -> list[Command]:
         """Act on the deadlines that have passed."""
-        for late, deadline in list(self._crew.deadlines.items()):
-            if deadline <= now and late in self._crew.deadlines:  # what is done about one may settle others
+        overdue = [late for late, deadline in self._crew.deadlines.items() if deadline <= now]
+        for late in sorted(overdue, key=_ends_worker):
+            if late in self._crew.deadlines:  # what is done about one may settle others
                 del self._crew.deadlines[late]
                 if isinstance(late, Call):
                     self._overrun(late, now)
@@ -292,6 +293,11 @@ class Dispatcher(Decisions):
         if self._idling.timeout is not None and (rest := self._idle_deadline()) is not None:
             times.append(rest)
         return min(times, default=None)
+
+
+def _ends_worker(late: Worker | Call) -> bool:
+    """Whether it ends a worker that this has not happened in time; calls that are over their limits come before."""
+    return not isinstance(late, Call) or late.phase is not CallPhase.RUNNING
 
 
 def _premature(pid: int | None, exitcode: int | None, *, in_start: bool) -> AioPoolError:
