@@ -203,6 +203,8 @@ class Tasks:
         """Wait until the generator may go on; let others on the loop have their turn if they have had none for long."""
         if not run.credit:
             self.obey()  # it may have come already
+            if run.stopped:
+                await asyncio.sleep(0)  # its cancellation arrives here, and not in the generator's clean-up
             await run.until_granted()
         elif monotonic() > run.turn_ends:
             await asyncio.sleep(0)
