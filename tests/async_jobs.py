@@ -11,11 +11,10 @@ import threading
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextvars import ContextVar
-from pathlib import Path
 from typing import Any, NoReturn
 
 from aiopool import current_worker, report
-from jobs import make_unpickles_never_in_parent, tell
+from jobs import make_unpickles_never_in_parent, tell, wait_at
 
 variable: ContextVar[str] = ContextVar("variable", default="unset")
 _kept: list[Any] = []
@@ -222,7 +221,7 @@ async def size_of(data: bytes) -> int:
 async def block_or_size(path: str, gate: str, data: bytes) -> int:
     """Hold up the loop, as no coroutine should, until a latch lets it go on."""
     tell(path, "blocked")
-    Path(gate).open("rb", buffering=0).read(1)
+    wait_at(gate)
     return len(data)
 
 

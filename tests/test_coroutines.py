@@ -310,7 +310,9 @@ async def test_a_death_names_every_call_that_was_inside(latch: Latch, gate: Latc
         await told(latch, 2)
         deadly = pool.submit(async_jobs.kill_self)
         errors = await asyncio.gather(*results, deadly, return_exceptions=True)
-        assert [error.call for error in errors if isinstance(error, WorkerDied)] == ["tell_and_wait"] * 2 + ["kill_self"]
+        assert [error.call for error in errors if isinstance(error, WorkerDied)] == ["tell_and_wait"] * 2 + [
+            "kill_self"
+        ]
         assert isinstance(errors[2], WorkerDied)
         assert errors[2].beside == ("tell_and_wait",) * 2
         assert str(errors[2]).endswith("was killed by SIGKILL while running kill_self, beside tell_and_wait")
