@@ -66,7 +66,13 @@ POLICIES = [RecyclePolicy(limit) for limit in (None, 1, 2, 5, 5)] + [
 IDLING = [IdlePolicy()] * 4 + [IdlePolicy(5.0, 1), IdlePolicy(0.1, 0), IdlePolicy(20.0, 2), IdlePolicy(0.5, 0)]
 
 FUNCTION, COROUTINE = CallKind.FUNCTION, CallKind.COROUTINE
-KINDS_OF_CALLS = [(FUNCTION,), (COROUTINE,), (FUNCTION, COROUTINE), (COROUTINE, COROUTINE, CallKind.GENERATOR)]
+KINDS_OF_CALLS = [
+    (FUNCTION,),
+    (COROUTINE,),
+    (COROUTINE,),
+    (FUNCTION, COROUTINE),
+    (COROUTINE, COROUTINE, CallKind.GENERATOR),
+]
 """What the calls of a pool may be."""
 
 MOODS = [
@@ -152,7 +158,7 @@ class Machine(RuleBasedStateMachine):
         mood=st.sampled_from(MOODS),
         begins=st.sampled_from(["running"] * 9 + ["starting"] * 3 + ["unfit", "new"]),
         hasty=st.booleans(),
-        concurrency=st.sampled_from((1, 2, 2, 3)),
+        concurrency=st.sampled_from((1, 2, 3, 3, 4)),
         kinds=st.sampled_from(KINDS_OF_CALLS),
     )
     def set_up(
