@@ -184,23 +184,39 @@ async def test_large_arguments_travel_beside_one_another(either_way: Callable[[]
         assert await pool.map(async_jobs.size_of, [bytes(size) for size in sizes]) == sizes
 
 
-async def test_what_has_a_place_but_is_not_begun_goes_to_whoever_is_free(
-    latch: Latch, gate: Latch, either_way: Callable[[], None] | None
-) -> None:
-    """A coroutine that blocks its loop holds up those beside it only while no worker is free; large ones, too."""
-    async with AioPool(2, either_way, concurrency=3) as pool:
+async def test_what_has_a_place_but_is_not_begun_goes_to_whoever_is_free(latch: Latch, gate: Latch) -> None:
+    """A coroutine that blocks its loop holds up those beside it only while no worker is free."""
+    async with AioPool(2, concurrency=3) as pool:
         first = pool.submit(jobs.tell_and_wait, latch.path, gate.path, "function")
         assert await latch.told() == "function"
         blocking = pool.submit(async_jobs.block_or_size, latch.path, gate.path, b"")
         assert await latch.told() == "blocked"
-        beside = [pool.submit(async_jobs.size_of, bytes(size)) for size in (5, 300_000)]
+        beside = [pool.submit(async_jobs.size_of, bytes(size)) for size in (5, 3_000)]
         gate.let()  # one of the two is free then
         done, _ = await asyncio.wait([first, blocking], return_when="FIRST_COMPLETED")
         if first in done:
-            assert await asyncio.gather(*beside) == [5, 300_000]
+            assert await asyncio.gather(*beside) == [5, 3_000]
         gate.let()
-        assert await asyncio.gather(blocking, *beside) == [0, 5, 300_000]
+        assert await asyncio.gather(blocking, *beside) == [0, 5, 3_000]
         await first
+
+
+async def test_a_large_call_that_is_not_begun_harms_nobody(
+    latch: Latch, gate: Latch, either_way: Callable[[], None] | None
+) -> None:
+    """It cannot be taken back, for its worker may have read a part of it; it waits, or can be cancelled."""
+    async with AioPool(2, either_way, concurrency=3, cancel_grace=30) as pool:
+        first = pool.submit(jobs.tell_and_wait, latch.path, gate.path, "function")
+        assert await latch.told() == "function"
+        blocking = pool.submit(async_jobs.block_or_size, latch.path, gate.path, b"")
+        assert await latch.told() == "blocked"
+        large, other = (pool.submit(async_jobs.size_of, bytes(300_000)) for _ in range(2))
+        large.cancel()
+        gate.let(2)
+        assert await asyncio.gather(first, blocking, other) == ["function", 0, 300_000]
+        await asyncio.wait([large])
+        assert large.cancelled()
+        assert pool.stats().lost == 0
 
 
 # Cancelling.

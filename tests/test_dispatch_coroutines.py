@@ -207,3 +207,15 @@ def test_a_death_ends_what_was_begun(unseen: int) -> None:
     made.die(process)
     made.check()
     assert [isinstance(ticket.decided, WorkerDied) for ticket in tickets] == [n < 3 - unseen for n in range(3)]
+
+
+def test_a_time_limit_counts_from_when_there_is_a_place() -> None:
+    """Also for what was sent ahead, and whichever has made room for it."""
+    made = world(1, 2)
+    submit(made, 4, seconds=0.0, limits=Limits(timeout=1.0))
+    begin_all(made)
+    process = made.processes[1]
+    made.answer(process, 1)
+    made.deliver_all(process)
+    made.check()
+    assert [ticket.deadline is None for ticket in process.held] == [False, False, True]

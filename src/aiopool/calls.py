@@ -137,6 +137,8 @@ class Call:
         window: how many values its worker may send before the first is taken, if it yields any; else 0.
         take: called with each value that it yields, pickled, or None if that has been lost, and its buffers; None if it
             yields none.
+        loading: whether it is too large for one packet, and its worker may not have read all of it; kept by the
+            dispatcher.
         since: when it began, as far as can be known; kept by the dispatcher.
         cost: how many seconds it was expected to take when it was sent; kept by the dispatcher.
         tries: how many workers have died under it; kept by the dispatcher.
@@ -150,6 +152,7 @@ class Call:
         "id",
         "kind",
         "limits",
+        "loading",
         "name",
         "pace",
         "payload",
@@ -193,6 +196,7 @@ class Call:
         self.window: int = 0
         self.take: Callable[[bytes | memoryview | None, Sequence[memoryview]], None] | None = None
         self.submitted: float = 0.0
+        self.loading: bool = False
         self.since: float = 0.0
         self.cost: float = 0.0
         self.phase: CallPhase = CallPhase.NEW

@@ -177,6 +177,7 @@ class Decisions:
             self._expect(call, now)
         else:
             call.phase = CallPhase.SENT
+        call.loading = call.shares and not isinstance(call.payload, bytes)
         call.cost = call.pace.seconds * call.weight
         worker.load += call.cost
         worker.calls.append(call)
@@ -220,7 +221,7 @@ class Decisions:
         """End what is to be stopped in a worker, and nothing else: what it has not begun is taken back first."""
         if worker.phase is WorkerPhase.KILLED or worker.recalling:
             return  # all that it has, ends with it; or what it has is to be known in a moment
-        if len(worker.calls) > 1 and not worker.recalled:
+        if len(worker.calls) > 1 and not worker.recalled and not worker.is_loading:
             self._recall(worker)
         elif len(worker.calls) <= worker.width:  # else answers are on their way
             for call in worker.running():
@@ -258,7 +259,9 @@ class Decisions:
         self._kill(worker, now)
 
     def _recall(self, worker: Worker) -> None:
-        if not worker.recalled and worker.phase in (WorkerPhase.BUSY, WorkerPhase.RETIRING):
+        if worker.recalled or worker.is_loading:
+            return
+        if worker.phase in (WorkerPhase.BUSY, WorkerPhase.RETIRING):
             worker.recalled = worker.recalling = True
             self._commands.append(Recall(worker.id))
 
@@ -463,7 +466,7 @@ def _may_have_more(worker: Worker | None) -> TypeGuard[Worker]:
     """Whether this is a worker that is busy, and may be sent more."""
     if worker is None or worker.phase is not WorkerPhase.BUSY:
         return False
-    if not worker.calls or worker.recalling or worker.is_stopping:
+    if not worker.calls or worker.recalling or worker.is_loading or worker.is_stopping:
         return False
     return not (worker.due and worker.seat.has_ready_successor)  # or it would never have nothing in hand, and go
 

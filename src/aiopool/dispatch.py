@@ -168,11 +168,13 @@ class Dispatcher(Decisions):
         return self._decided(now)
 
     def began(self, worker_id: int, call_id: int, now: float) -> list[Command]:
-        """A worker says that it begins a call that has a time limit."""
+        """A worker says that it begins a call that has a time limit, or is large."""
         worker = self.workers[worker_id]
         for call in worker.calls if worker.phase is not WorkerPhase.KILLED else ():
-            if call.id == call_id and call.phase is CallPhase.RUNNING and call.limits.timeout is not None:
-                self._crew.deadlines[call] = now + call.limits.timeout
+            if call.id == call_id:
+                call.loading = False
+                if call.phase is CallPhase.RUNNING and call.limits.timeout is not None:
+                    self._crew.deadlines[call] = now + call.limits.timeout
         return self._decided(now)
 
     def due(self, worker_id: int, now: float) -> list[Command]:

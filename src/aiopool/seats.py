@@ -68,6 +68,11 @@ class Worker:
             return bool(self.calls) and self.calls[0].phase is CallPhase.STOPPING
         return any(call.phase is CallPhase.STOPPING for call in self.calls)
 
+    @property
+    def is_loading(self) -> bool:
+        """Whether it may have read a part of its last call only: then nothing can be taken back, nor is more sent."""
+        return bool(self.calls) and self.calls[-1].loading
+
     def running(self) -> list[Call]:
         """Return the calls that it runs, as far as can be known."""
         return list(islice(self.calls, self.width))

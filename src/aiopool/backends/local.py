@@ -42,7 +42,7 @@ KINDS = {
     CallKind.GENERATOR: (int(wire.Kind.STREAM), int(wire.Kind.TIMED_STREAM)),
     CallKind.ASYNC_GENERATOR: (int(wire.Kind.STREAM), int(wire.Kind.TIMED_STREAM)),
 }
-"""As what calls are sent, without and with a time limit."""
+"""As what calls are sent: without a time limit, and where the worker is to say when it begins."""
 
 
 class LocalBackend:
@@ -323,8 +323,7 @@ class LocalBackend:
     def gone(self, worker: int, end: End) -> None:
         """A worker's process has been reaped, or could not be started."""
         del self._processes[worker]
-        calls, missing = self._unread(worker, end.unread)
-        unseen, cause = len(calls) + (missing is not None), end.cause
+        unseen, cause = self._unseen(worker, end.unread), end.cause
         if end.exitcode == UNGUARDED:
             cause = InitializerError(UNGUARDED_TEXT)
         leaver = self._dispatcher.workers[worker]
@@ -336,22 +335,15 @@ class LocalBackend:
         now = self.loop.time()
         self._perform(self._dispatcher.died(worker, end.pid, end.exitcode, now, unseen=unseen, cause=cause))
 
-    def _unread(self, worker: int, packets: int) -> tuple[list[Call], tuple[Call, int] | None]:
-        """Return which calls a worker has not begun if it has not read so many of the last packets sent to it.
-
-        First those that it has not read at all, then the one that it has read in part, if there is one, and how many
-        packets of that are missing.
-        """
-        unread: list[Call] = []
+    def _unseen(self, worker: int, unread: int) -> int:
+        """Return how many of the calls that were sent to a worker it has not wholly read, and so not begun."""
+        unseen = 0
         for call in reversed(self._dispatcher.workers[worker].calls):
-            if packets <= 0:
+            if unread <= 0:
                 break
-            count = wire.packets(call.payload)
-            if count > packets:
-                return unread, (call, packets)
-            packets -= count
-            unread.append(call)
-        return unread, None
+            unread -= wire.packets(call.payload)
+            unseen += 1
+        return unseen
 
     # Commands.
 
@@ -404,13 +396,9 @@ class LocalBackend:
                 self._take_back(worker)
 
     def _take_back(self, worker: int) -> None:
-        """Take back what a worker has not begun; what it has read in part, it gets the rest of."""
-        process = self._processes[worker]
-        calls, missing = self._unread(worker, len(process.take_back()))
-        if missing is not None:
-            call, count = missing
-            process.send(_message(call)[-count:], call.id)
-        self._perform(self._dispatcher.recalled(worker, [call.id for call in calls], self.loop.time()))
+        """Take back what a worker has not begun. Meanwhile it may read any of it, so we look at what has come."""
+        calls = [wire.call_of(packet) for packet in self._processes[worker].take_back()]
+        self._perform(self._dispatcher.recalled(worker, calls, self.loop.time()))
 
     def _kill(self, worker: int) -> None:
         if worker in self._processes:
@@ -473,7 +461,7 @@ def _message(call: Call) -> list[wire.Packet]:
     """Return the packets by which a worker gets a call."""
     if call.kind is CallKind.FUNCTION:
         return wire.encode(CALL if call.limits.timeout is None else TIMED, call.id, call.payload)
-    kind = KINDS[call.kind][call.limits.timeout is not None]
+    kind = KINDS[call.kind][call.limits.timeout is not None or call.loading]
     return wire.encode(kind, call.id, call.payload, call.window)
 
 
