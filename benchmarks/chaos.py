@@ -191,7 +191,7 @@ class Chaos:
                 bounded=bounded,
                 most=most,
                 coroutines=self._coroutines,
-            )  # fmt: skip
+            )
             for _ in range(self._chance.choice(CLIENTS))
         ]
         self._expect_progress(pool)
