@@ -16,7 +16,7 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from html.parser import HTMLParser
 from multiprocessing.connection import Connection
@@ -73,7 +73,7 @@ def serve(tell: Connection, pages: int) -> None:
 
 
 @contextmanager
-def server(pages: int) -> Iterator[str]:
+def server(pages: int) -> Generator[str, None, None]:
     """Have the server run, and know its address."""
     context = multiprocessing.get_context("spawn")
     hear, tell = context.Pipe(duplex=False)
