@@ -64,7 +64,12 @@ class Initializer:
         *,
         awaited: bool = False,
     ) -> None:
-        self.content = (function, args, preload, awaited)
+        self.content: tuple[Callable[..., object] | None, tuple[Any, ...], tuple[str, ...], bool] = (
+            function,
+            args,
+            preload,
+            awaited,
+        )
         self._pickling = pickling
 
     def __reduce__(self) -> tuple[Callable[[bytes, Pickling], PickledInitializer], tuple[bytes, Pickling]]:

@@ -48,11 +48,11 @@ class Run:
     __slots__ = ("_task", "_waiter", "begun", "call", "credit", "stopped", "turn_ends")
 
     def __init__(self, call: int, credit: int) -> None:
-        self.call = call
-        self.credit = credit
-        self.stopped = False
-        self.begun = perf_counter_ns()
-        self.turn_ends = 0.0
+        self.call: int = call
+        self.credit: int = credit
+        self.stopped: bool = False
+        self.begun: int = perf_counter_ns()
+        self.turn_ends: float = 0.0
         self._task: asyncio.Task[Any] | None = None
         self._waiter: asyncio.Future[None] | None = None
 
