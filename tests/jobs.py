@@ -443,10 +443,6 @@ def fail_two_arguments() -> NoReturn:
     raise TwoArguments(1, 2)
 
 
-async def coroutine_function() -> None:
-    pass
-
-
 def flood(size: int) -> int:
     """Write on all standard streams, from Python, from C, from below, and from a child process."""
     print("x" * size)

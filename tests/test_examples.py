@@ -256,3 +256,13 @@ def test_ctrl_c_ends_the_comparison_quietly_too(tmp_path: Path) -> None:
         assert counts(process.stdout.read())["lines"] == 5 * 40_000
     assert "Traceback" not in errors
     assert "Warning" not in errors
+
+
+# The crawl.
+
+
+def test_the_crawl_reads_every_page_in_workers_as_in_one_process() -> None:
+    """All words and links of all pages of a real server are counted, and it ends without a trace."""
+    output = output_of("crawl.py", "--pages", "60", "--processes", "2")
+    assert re.match(r"60 pages, 25320 words, most often '\w+', links to 60 pages\n", output)
+    assert re.search(r"^one process: [\d.]+ s; 2 workers: [\d.]+ s$", output, re.MULTILINE)

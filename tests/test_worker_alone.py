@@ -24,7 +24,8 @@ from aiopool.exceptions import CallInterrupted
 from aiopool.pickling import PLAIN
 from aiopool.worker import current, isolation, job, memory
 from aiopool.worker import main as worker_main
-from aiopool.worker.control import ID, INTERRUPT, Control
+from aiopool.worker.control import INTERRUPT, ORDER, Control
+from aiopool.worker.looping import Looping
 from aiopool.worker.outlet import Outlet
 
 
@@ -48,7 +49,7 @@ class Interrupting:
 
     def interrupt(self, call: int) -> None:
         """Do what the parent does; the handler has run when this returns."""
-        os.write(self.writer, ID.pack(call))
+        os.write(self.writer, ORDER.pack(call, 0))
         signal.raise_signal(INTERRUPT)
 
 
@@ -313,7 +314,7 @@ def test_a_worker_that_leaves_runs_its_exit_handlers_where_multiprocessing_does_
     with contextlib.ExitStack() as opened:
         pipes = [opened.enter_context(end) for _ in range(3) for end in multiprocessing.Pipe(duplex=False)]
         lines = worker_main.Lines(ends[0], *pipes[::2])
-        worker_main.main(lines, worker_main.Initializer(None, (), ()), 0, None, None, PLAIN, None)
+        worker_main.main(lines, worker_main.Initializer(None, (), ()), 0, None, None, PLAIN, Looping(), None)
     frame = wire.receive(ends[1], wire.Decoder())
     assert frame is not None
     assert frame.kind == wire.Kind.READY

@@ -8,11 +8,11 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from contextvars import ContextVar, Token
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-__all__ = ["Around", "Carried", "Carrier", "call_with"]
+__all__ = ["Around", "Carried", "Carrier", "await_with", "call_with", "iterate_async_with", "iterate_with"]
 
 T = TypeVar("T")
 
@@ -100,7 +100,44 @@ def call_with(
     company: Sequence[Around], function: Callable[..., T], args: tuple[Any, ...], kwds: Mapping[str, Any]
 ) -> T:
     """Call a function in the worker, with what has travelled with the call around it."""
+    with _entered(company):
+        return function(*args, **kwds)
+
+
+async def await_with(
+    company: Sequence[Around], function: Callable[..., Awaitable[T]], args: tuple[Any, ...], kwds: Mapping[str, Any]
+) -> T:
+    """Do the same with a coroutine function."""
+    with _entered(company):
+        return await function(*args, **kwds)
+
+
+def iterate_with(
+    company: Sequence[Around],
+    function: Callable[..., Generator[T, None, None]],
+    args: tuple[Any, ...],
+    kwds: Mapping[str, Any],
+) -> Generator[T, None, None]:
+    """Do the same with a generator function."""
+    with _entered(company):
+        yield from function(*args, **kwds)
+
+
+async def iterate_async_with(
+    company: Sequence[Around],
+    function: Callable[..., AsyncGenerator[T, None]],
+    args: tuple[Any, ...],
+    kwds: Mapping[str, Any],
+) -> AsyncGenerator[T, None]:
+    """Do the same with an async generator function."""
+    with _entered(company):
+        async with contextlib.aclosing(function(*args, **kwds)) as values:
+            async for value in values:
+                yield value
+
+
+def _entered(company: Sequence[Around]) -> contextlib.ExitStack:
     with contextlib.ExitStack() as stack:
         for each in company:
             stack.enter_context(each.around())
-        return function(*args, **kwds)
+        return stack.pop_all()

@@ -16,7 +16,7 @@ from .exceptions import AioPoolError, CallAborted, NotPicklable, PoolTerminated,
 from .interruptions import raise_soon
 from .pickling import Pickling
 
-__all__ = ["AsyncResult", "MapResult", "deliverable", "open_outcome"]
+__all__ = ["AsyncResult", "MapResult", "deliverable", "not_unpickled", "open_outcome"]
 
 T = TypeVar("T")
 
@@ -48,14 +48,19 @@ def open_outcome(outcome: Reply | BaseException, pickling: Pickling, call: str, 
         else:
             value, error = pickling.loads(outcome.payload, buffers=outcome.buffers), None
     except BaseException as refused:  # noqa: BLE001 - of the user's pickling; the call has its end all the same
-        text = failures.format_traceback(refused)
-        error = NotPicklable("result", call, failures.type_name(refused), failures.text_of(refused), text)
-        error.__cause__ = refused.with_traceback(None)  # which has this frame, and that has whoever gets the error
-        deliver(None, error)
+        deliver(None, not_unpickled("result", call, refused))
         if isinstance(refused, KeyboardInterrupt):
             raise_soon(refused)  # from the keyboard, not from the pickle
         return
     deliver(value, error)
+
+
+def not_unpickled(what: str, call: str, refused: BaseException) -> NotPicklable:
+    """Return the error of what has come from a worker and does not unpickle here."""
+    text = failures.format_traceback(refused)
+    error = NotPicklable(what, call, failures.type_name(refused), failures.text_of(refused), text)
+    error.__cause__ = refused.with_traceback(None)  # which has frames, and these have whoever gets the error
+    return error
 
 
 def deliverable(error: BaseException, call: str) -> BaseException:

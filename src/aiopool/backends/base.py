@@ -58,6 +58,9 @@ class Backend(Protocol):
     pickling: Pickling
     """How what it is given is pickled, and what it answers."""
 
+    concurrency: int
+    """How many coroutines may run at once in each seat."""
+
     @property
     def phase(self) -> PoolPhase:
         """Where the pool stands."""
@@ -65,7 +68,7 @@ class Backend(Protocol):
 
     @property
     def seats(self) -> int:
-        """How many calls may run at once."""
+        """How many functions may run at once."""
         ...
 
     @property
@@ -108,6 +111,10 @@ class Backend(Protocol):
 
     def withdraw(self, call: Call) -> None:
         """End a call if it has not begun."""
+        ...
+
+    def grant(self, call: Call, more: int) -> None:
+        """Let a call that yields values yield so many more, if it has not ended."""
         ...
 
     def share(self, payload: CallPayload) -> Share:

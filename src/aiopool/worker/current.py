@@ -6,13 +6,17 @@ import contextlib
 import os
 import threading
 from collections.abc import Generator, Sequence
+from contextvars import ContextVar
 from typing import NamedTuple, Protocol
 
 from .. import wire
 from ..parcels import wrap
 from ..pickling import Pickling
 
-__all__ = ["Calls", "CurrentWorker", "Station", "begin", "being", "current_worker", "report"]
+__all__ = ["Calls", "CurrentWorker", "Station", "begin", "being", "current_worker", "on_loop", "report"]
+
+on_loop: ContextVar[int | None] = ContextVar("on_loop", default=None)
+"""The call that this code runs for, if that runs on the worker's loop."""
 
 
 class CurrentWorker(NamedTuple):
@@ -40,6 +44,7 @@ class Calls(Protocol):
     """Knows the call that runs, and holds off its interruption; see `aiopool.worker.control.Control`."""
 
     current: int | None
+    looped: bool
 
     @property
     def interrupted(self) -> int | None:
@@ -50,6 +55,21 @@ class Calls(Protocol):
 
     def end(self) -> None:
         """No call runs."""
+
+    def forestalled(self, call: int, /) -> bool:
+        """Return whether a call that begins was interrupted before."""
+        ...
+
+    def orders(self) -> tuple[set[int], list[tuple[int, int]]]:
+        """Return what calls are to stop, and which may send how many more values."""
+        ...
+
+    def put_off(self, call: int, /) -> None:
+        """This call is to stop, and has not begun."""
+
+    def fileno(self) -> int:
+        """Return the descriptor at which orders come."""
+        ...
 
     def hold(self) -> None:
         """Hold interruptions off."""
@@ -113,7 +133,7 @@ def report(value: object) -> None:
         Exception: what pickling it raises.
     """
     station = _present()
-    if station is None or (call := station.control.current) is None:
+    if station is None or (call := station.control.current or on_loop.get()) is None:
         return
     packets = wire.encode(wire.Kind.PROGRESS, call, wrap(*station.pickling.dumps(value), wire.LARGEST))
     if len(packets) == 1 or threading.current_thread() is not threading.main_thread():
