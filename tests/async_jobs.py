@@ -252,7 +252,7 @@ async def atell_each(path: str, end: int = 1000) -> AsyncIterator[int]:
             tell(path, number)
             yield number
     finally:
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.01)
         tell(path, "closed")
 
 

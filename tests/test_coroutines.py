@@ -136,6 +136,21 @@ async def test_by_default_one_runs_at_a_time(latch: Latch, gate: Latch) -> None:
         assert await asyncio.gather(first, second) == [1, 2]
 
 
+async def test_what_is_sent_ahead_begins_when_there_is_a_place(latch: Latch, gate: Latch) -> None:
+    """Not before: until then it could be taken back."""
+    async with AioPool(1, concurrency=2) as pool:
+        pool._engine.packer.pace_of(async_jobs.tell_and_wait).seconds = 0.0
+        results = [pool.submit(async_jobs.tell_and_wait, latch.path, gate.path, n) for n in range(3)]
+        assert (pool.stats().running, pool.stats().queued) == (3, 0)
+        assert await told(latch, 2) == ["0", "1"]
+        await pool.stacks()
+        assert latch.told_already() == []
+        gate.let()
+        assert await latch.told() == "2"
+        gate.let(2)
+        assert await asyncio.gather(*results) == [0, 1, 2]
+
+
 async def test_workers_that_have_nothing_come_first(latch: Latch, gate: Latch) -> None:
     """Then those with the fewest."""
     async with AioPool(2, concurrency=2) as pool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import contextlib
 import fcntl
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 
+import async_jobs
 import jobs
 from aiopool import AioPoolError, failures, sharing, wire
 from aiopool.backends.inline import Undisturbed
@@ -27,6 +29,7 @@ from aiopool.worker import main as worker_main
 from aiopool.worker.control import INTERRUPT, ORDER, Control
 from aiopool.worker.looping import Looping
 from aiopool.worker.outlet import Outlet
+from aiopool.worker.tasks import Tasks
 
 
 @pytest.fixture
@@ -99,6 +102,36 @@ def test_a_signal_that_nothing_was_written_for_interrupts_nothing(interrupting: 
         os.close(interrupting.control._descriptor)
     signal.raise_signal(INTERRUPT)
     assert interrupting.control.interrupted is None
+
+
+class Nobody:
+    """Takes what is sent."""
+
+    def send(self, packets: Any) -> None:
+        """Forget it."""
+
+
+def test_an_interruption_that_is_left_to_a_loop_is_not_lost(interrupting: Interrupting) -> None:
+    """The loop may not have run before its call begins."""
+    control = interrupting.control
+    control.looped = True
+    interrupting.interrupt(7)
+    with pytest.raises(CallInterrupted):
+        control.begin(7)
+
+
+async def test_a_coroutine_that_is_cancelled_before_its_first_step_is_answered() -> None:
+    """Or its caller would wait for ever."""
+    answers: list[tuple[int, int]] = []
+    station = current.Station(0, Nobody(), Undisturbed(), PLAIN)
+    tasks = Tasks(asyncio.get_running_loop(), station, lambda call, answer: answers.append((call, answer.kind)))
+    frame = call_of(async_jobs.add, 3)._replace(kind=wire.Kind.COROUTINE)
+    tasks.begin(frame)
+    assert tasks.stop(frame.call)
+    assert len(tasks) == 1
+    while tasks:
+        await asyncio.sleep(0)
+    assert answers == [(frame.call, wire.Kind.FAILED)]
 
 
 # The end of the parent.
