@@ -12,6 +12,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iter
 from contextvars import ContextVar, Token
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from .exceptions import AioPoolError
+
 __all__ = ["Around", "Carried", "Carrier", "await_with", "call_with", "iterate_async_with", "iterate_with"]
 
 T = TypeVar("T")
@@ -34,7 +36,14 @@ class Carried(NamedTuple):
 
     def around(self) -> Assigned:
         """Return what sets the variable, for a while."""
-        return Assigned(getattr(importlib.import_module(self.module), self.name), self.value)
+        try:
+            variable = getattr(importlib.import_module(self.module), self.name)
+        except (ImportError, AttributeError) as error:
+            raise AioPoolError(
+                f"context_vars: {self.module}.{self.name} is not there in the worker; define it in a module that "
+                "workers can import, outside `if __name__ == ...`"
+            ) from error
+        return Assigned(variable, self.value)
 
 
 class Assigned:
@@ -83,11 +92,14 @@ class Carrier:
 
 _UNSET: Any = object()
 
+MAIN = ("__main__", "__mp_main__")
+"""Looked at last: what is imported there under a guard is not there in a worker."""
+
 
 def _place_of(variable: ContextVar[Any]) -> tuple[str, str]:
     if not isinstance(variable, ContextVar):
         raise TypeError(f"context_vars must be context variables, not {variable!r}")
-    for module, content in list(sys.modules.items()):
+    for module, content in sorted(sys.modules.items(), key=lambda item: item[0] in MAIN):
         for name, value in list(getattr(content, "__dict__", {}).items()):
             if value is variable:
                 return module, name

@@ -44,7 +44,7 @@ class WorkerStack:
         pid: its process id.
         call: the name of the function that it runs, or the names of the coroutine functions, or None.
         frames: the stack of its main thread, the innermost frame last, without the pool's own; empty while it waits for
-            a call; None if it does not answer: it is stopped, or not so far yet that it could.
+            a call; None if it does not answer: it is stopped, or gone meanwhile, or not so far yet that it could.
     """
 
     seat: int

@@ -196,10 +196,9 @@ class WorkerProcess:
 
     def stack(self) -> asyncio.Future[str]:
         """Return a future of what faulthandler writes of its main thread. That never comes from one that is stopped."""
-        dump, to_ask = self._dump.expect()
-        if to_ask:
-            with contextlib.suppress(OSError):  # it is gone
-                self._signal(DUMP)
+        dump = self._dump.expect()
+        with contextlib.suppress(OSError):  # it is gone
+            self._signal(DUMP)
         return dump
 
     def _signal(self, number: int) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ..calls import Call
 from ..seats import Worker
-from ..stacks import WorkerStack, frames_in
+from ..stacks import WorkerStack, frames_in, is_whole
 from ..stats import WorkerStats
 from ..worker.memory import resident_bytes_of
 from .handles import Handle
@@ -48,6 +48,6 @@ async def stacks_of(workers: Sequence[tuple[Worker, Handle | None]]) -> list[Wor
     if asked:
         await asyncio.wait([dump for *_, dump in asked], timeout=PATIENCE)
     return [
-        WorkerStack(seat, pid, call, frames_in(dump.result()) if dump.done() else None)
+        WorkerStack(seat, pid, call, frames_in(dump.result()) if dump.done() and is_whole(dump.result()) else None)
         for seat, pid, call, dump in asked
     ]

@@ -124,7 +124,8 @@ def report(value: object) -> None:
     """Tell how far the present call has come: to `AsyncResult.on_progress` and `AsyncResult.progress`.
 
     Waits while the parent does not read. Does nothing where no call runs: in the parent, where the same function may
-    be called, or in a process that a job started.
+    be called, or in a process that a job started. A thread reports to the call that runs at that moment, so join
+    threads before the call ends: one that it leaves behind reports to the next.
 
     Args:
         value: anything that can be pickled.
