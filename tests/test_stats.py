@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -15,6 +17,7 @@ from aiopool.calls import CANCELLED, Call, Limits, Outcome, Reply
 from aiopool.exceptions import BrokenPool, PoolTerminated
 from aiopool.recycling import RecycleReason
 from aiopool.stats import BUCKETS, Histogram, Tally
+from aiopool.worker import memory
 from latch import Latch
 
 
@@ -116,6 +119,19 @@ async def test_a_snapshot_shows_who_does_what(latch: Latch, gate: Latch) -> None
         }
     assert pool.stats().workers == ()
     assert pool.stats().phase == "closed"
+
+
+async def test_what_cannot_be_looked_at_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no descriptor is left, the memory of workers is not known, and all else is."""
+
+    def no_descriptor_left(_path: str, _mode: str) -> NoReturn:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async with AioPool(1) as pool:
+        monkeypatch.setattr(memory, "open", no_descriptor_left, raising=False)
+        assert pool.healthy
+        (worker,) = pool.stats().workers
+        assert (worker.phase, worker.memory) == ("idle", None)
 
 
 @pytest.mark.both_loops

@@ -44,6 +44,8 @@ KINDS = {
 }
 """As what calls are sent: without a time limit, and where the worker is to say when it begins."""
 
+LOGS = (wire.Kind.LOG, wire.Kind.UNLOGGED)
+
 
 class LocalBackend:
     """Runs calls in workers on this machine. See `aiopool.backends.base.Backend`.
@@ -294,7 +296,7 @@ class LocalBackend:
             self._perform(self._dispatcher.unfit(worker, failure_of(frame), now))
         elif frame.kind == wire.Kind.PROGRESS:
             self._report(worker, frame)
-        elif frame.kind == wire.Kind.LOG:
+        elif frame.kind in LOGS:
             self._log(worker, frame)
         else:
             self.garbled(worker)
@@ -313,7 +315,7 @@ class LocalBackend:
     def _log(self, worker: int, frame: wire.Frame) -> None:
         try:
             log_records.handle(frame)
-        except Exception:  # noqa: BLE001 - what came is no record: a job has written into the channel
+        except wire.WireError:  # a job has written into the channel
             self.garbled(worker)
 
     def garbled(self, worker: int) -> None:

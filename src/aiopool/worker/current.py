@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextvars import ContextVar
 from typing import NamedTuple, Protocol
 
@@ -36,7 +35,7 @@ class CurrentWorker(NamedTuple):
 class Sender(Protocol):
     """Sends messages to the parent; see `aiopool.worker.outlet.Outlet`."""
 
-    def send(self, packets: Sequence[wire.Packet], /) -> None:
+    def send(self, packets: list[wire.Packet], /) -> None:
         """Send a message."""
 
 
@@ -136,16 +135,7 @@ def report(value: object) -> None:
     station = _present()
     if station is None or (call := station.control.current or on_loop.get()) is None:
         return
-    packets = wire.encode(wire.Kind.PROGRESS, call, wrap(*station.pickling.dumps(value), wire.LARGEST))
-    if len(packets) == 1 or threading.current_thread() is not threading.main_thread():
-        station.outlet.send(packets)
-        return
-    station.control.hold()
-    try:
-        station.outlet.send(packets)
-        packets.clear()  # now: what is raised in a destructor is lost
-    finally:
-        station.control.resume()
+    station.outlet.send(wire.encode(wire.Kind.PROGRESS, call, wrap(*station.pickling.dumps(value), wire.LARGEST)))
 
 
 def _present() -> Station | None:

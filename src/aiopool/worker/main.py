@@ -173,7 +173,7 @@ def main(
     control = Control(lines.control.fileno())
     dump_into(lines.dumps.fileno())
     with channel, contextlib.suppress(ConnectionError):  # the parent may be gone; its end is no news to report
-        outlet = Outlet(channel)
+        outlet = Outlet(channel, control)
         station = current.Station(seat, outlet, control, pickling)
         current.begin(station)
         if levels is not None:
@@ -186,6 +186,7 @@ def main(
                 worker.serve()
         finally:
             worker.end()
+            outlet.send([])  # threads may have logged since the last answer
     if ENDS_WITHOUT_ATEXIT:
         atexit._run_exitfuncs()  # noqa: SLF001 - as multiprocessing itself does from 3.13 on
 
