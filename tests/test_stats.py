@@ -133,6 +133,7 @@ async def test_workers_that_go_are_counted_by_the_reason(latch: Latch) -> None:
     stats = pool.stats()
     assert stats.recycled == {"calls": 2, "age": 0, "memory": 0}
     assert (stats.done, stats.died, stats.cancelled, stats.lost) == (5, 1, 1, 1)
+    assert stats.retried == 0
     async with AioPool(1, max_memory_per_child=1) as pool:
         first = await pool.apply(jobs.pid_of)
         while await pool.apply(jobs.pid_of) == first:

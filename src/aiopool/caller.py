@@ -80,12 +80,16 @@ class Caller:
         engine: the pool's.
         limits: how far a call may go that does not say it itself.
         buffersize: how many values a stream may be ahead of its reader.
+        pool: what this is a view of; it lives as long as the view does.
     """
 
-    def __init__(self, engine: Engine, limits: Limits, buffersize: int = VALUES_AHEAD) -> None:
+    def __init__(
+        self, engine: Engine, limits: Limits, buffersize: int = VALUES_AHEAD, pool: Caller | None = None
+    ) -> None:
         self._engine = engine
         self._limits = limits
         self._buffersize = buffersize
+        self._pool = pool
 
     def options(
         self,
@@ -106,7 +110,7 @@ class Caller:
             TypeError: an argument is of the wrong type.
         """
         size = self._buffersize if buffersize is Default.POOLS else at_least_one("buffersize", buffersize)
-        return Caller(self._engine, self._limits_for(timeout, retries), size)
+        return Caller(self._engine, self._limits_for(timeout, retries), size, self)
 
     def __repr__(self) -> str:
         limits = self._limits

@@ -141,7 +141,7 @@ class Call:
             dispatcher.
         since: when it began, as far as can be known; kept by the dispatcher.
         cost: how many seconds it was expected to take when it was sent; kept by the dispatcher.
-        tries: how many workers have died under it; kept by the dispatcher.
+        tries: how many workers have died under it before its end was decided; kept by the dispatcher.
         verdict: the outcome that was decided while it ran; kept by the dispatcher.
     """
 

@@ -397,11 +397,14 @@ class Decisions:
         self, call: Call, pid: int | None, exitcode: int | None, beside: tuple[str, ...], because: str | None
     ) -> None:
         """A worker has died under a call: that is its end, unless it may be tried again."""
+        if call.verdict is not None:
+            self._end(call, call.verdict)
+            return
         call.tries += 1
-        if call.verdict is None and call.tries <= call.limits.retries:
+        if call.tries <= call.limits.retries:
             self._requeue([call])
         else:
-            self._end(call, call.verdict or WorkerDied(pid, exitcode, call.name, call.tries, beside, because))
+            self._end(call, WorkerDied(pid, exitcode, call.name, call.tries, beside, because))
 
     def _requeue(self, calls: Iterable[Call]) -> None:
         """Put calls back where they came from: before all others, in their order."""

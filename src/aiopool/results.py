@@ -13,6 +13,7 @@ from .arguments import check_callable
 from .backends.base import Backend
 from .calls import CANCELLED, Call, CallPhase, Outcome, Reply
 from .exceptions import AioPoolError, CallAborted, NotPicklable, PoolTerminated, ResultTimeout
+from .interruptions import raise_soon
 from .pickling import Pickling
 
 __all__ = ["AsyncResult", "MapResult", "deliverable", "not_unpickled", "open_outcome"]
@@ -46,10 +47,10 @@ def open_outcome(outcome: Reply | BaseException, pickling: Pickling, call: str, 
             value, error = None, deliverable(failures.decode(outcome.payload, call), call)
         else:
             value, error = pickling.loads(outcome.payload, buffers=outcome.buffers), None
-    except BaseException as refused:
+    except BaseException as refused:  # noqa: BLE001 - of the user's pickling; the call has its end all the same
         deliver(None, not_unpickled("result", call, refused))
         if isinstance(refused, KeyboardInterrupt):
-            raise  # from the keyboard, not from the pickle; the call has its end all the same
+            raise_soon(refused)  # from the keyboard, not from the pickle
         return
     deliver(value, error)
 
@@ -166,8 +167,9 @@ class AsyncResult(asyncio.Future[T], Generic[T]):
         loop = self._backend.loop
         try:
             value = self._backend.pickling.loads(payload, buffers=buffers)
-        except Exception as error:  # noqa: BLE001 - of the user's pickling; the call itself goes on
+        except BaseException as error:  # noqa: BLE001 - of the user's pickling; the call itself goes on
             loop.call_exception_handler({"message": f"what {self._name} reports does not unpickle", "exception": error})
+            raise_soon(error)
             return
         for listener in self._listeners:
             loop.call_soon(listener, value)

@@ -222,13 +222,12 @@ class LocalBackend:
         if self.phase in (PoolPhase.NEW, PoolPhase.CLOSED):
             return
         now = self.loop.time()
-        commands = self._dispatcher.terminate(now)
-        gone = [(worker, process.pid) for worker, process in self._processes.items()]
+        commands = [*self._commands, *self._dispatcher.terminate(now)]  # this may be in the midst of carrying them out
+        self._commands.clear()
+        pids = {worker: process.pid for worker, process in self._processes.items()}
         abandon_all(self._processes)
-        for worker, pid in gone:
-            commands += self._dispatcher.died(worker, pid, None, now)
-        for worker in self._unstarted:
-            commands += self._dispatcher.died(worker, None, None, now)
+        for worker in list(self._dispatcher.workers):
+            commands += self._dispatcher.died(worker, pids.get(worker), None, now)
         self._unstarted.clear()
         self._forget_all()
         if self._timer is not None:
@@ -289,7 +288,8 @@ class LocalBackend:
             if self._tell is not None:
                 process = self._processes[worker]
                 self._tell(WorkerStarted(process.seat, process.pid))
-            self._perform(self._dispatcher.ready(worker, now))
+            if worker in self._processes:  # else whoever was told has abandoned the pool
+                self._perform(self._dispatcher.ready(worker, now))
         elif frame.kind == wire.Kind.UNFIT:
             self._perform(self._dispatcher.unfit(worker, failure_of(frame), now))
         elif frame.kind == wire.Kind.PROGRESS:
@@ -332,8 +332,9 @@ class LocalBackend:
             self._tally.lost()
         if self._tell is not None:
             self._tell(WorkerLeft(leaver.seat.number, end.pid, end.exitcode, why))
-        now = self.loop.time()
-        self._perform(self._dispatcher.died(worker, end.pid, end.exitcode, now, unseen=unseen, cause=cause))
+        if worker in self._dispatcher.workers:  # else whoever was told has abandoned the pool
+            now = self.loop.time()
+            self._perform(self._dispatcher.died(worker, end.pid, end.exitcode, now, unseen=unseen, cause=cause))
 
     def _unseen(self, worker: int, unread: int) -> int:
         """Return how many of the calls that were sent to a worker it has not wholly read, and so not begun."""
