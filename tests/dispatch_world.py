@@ -398,14 +398,16 @@ class World(Judge):
         if not self.slow_to_report:
             self.deliver_all(process)
         self.quick_to_begin = self.slow_to_report = False
-        back, process.inbox = list(process.inbox), deque()
+        back, process.inbox, long = list(process.inbox), deque(), process.load == math.inf
         for ticket in back:
             if ticket in process.held:
                 process.held.remove(ticket)
                 process.taken -= ticket.call.weight
                 process.load -= ticket.cost
                 ticket.expected, ticket.deadline = False, None
-        if process.width > 1:
+        if long:
+            process.load = math.inf
+        elif process.width > 1:
             process.load = sum(ticket.cost for ticket in process.held)
         self.weigh(process)
         waiting = [t for t in back if not t.stopping and not t.withdrawn and t.decided is None]

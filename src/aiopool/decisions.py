@@ -131,7 +131,11 @@ class Decisions:
             return
         occupants = (seat.occupant for seat in self._crew.seats)
         turns = deque(sorted(filter(_may_have_more, occupants), key=lambda worker: worker.load))
-        while self._backlog and (worker := self._next_with_room(turns, self._backlog.first())) is not None:
+        while self._backlog:
+            call = self._backlog.first()
+            worker = self._roomiest(call) or self._next_with_room(turns, call)
+            if worker is None:
+                return
             self._send(worker, self._backlog.take(), now)
 
     def _next_with_room(self, turns: deque[Worker], call: Call) -> Worker | None:

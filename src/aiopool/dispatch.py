@@ -18,6 +18,7 @@ raises before anything has changed.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable
 
@@ -219,7 +220,8 @@ class Dispatcher(Decisions):
         back = [call for call in worker.calls if call.id in ids]
         worker.calls = deque(call for call in worker.calls if call.id not in ids)
         worker.taken -= sum(call.weight for call in back)
-        worker.lighten(sum(call.cost for call in back))
+        if worker.load < math.inf:  # else what it runs is long, or was never seen: nothing follows before an answer
+            worker.lighten(sum(call.cost for call in back))
         self._requeue(back)
         stays = worker.seat.phase is not SeatPhase.CLOSED and not worker.allowance.spent(worker.taken)
         if worker.phase is WorkerPhase.RETIRING and stays:
