@@ -98,6 +98,10 @@ async def tell_and_swallow(path: str) -> NoReturn:
 
 
 async def tell_and_block(path: str) -> None:
+    tell_and_block_the_loop(path)
+
+
+def tell_and_block_the_loop(path: str) -> None:
     tell(path, "blocked")
     block_the_loop()
 

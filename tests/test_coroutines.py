@@ -501,7 +501,7 @@ async def test_the_stack_shows_a_coroutine_that_blocks_its_loop(
         await latch.told()
         (stack,) = await pool.stacks()
         assert stack.call == "tell_and_block"
-        assert [frame.name for frame in stack.frames or ()] == ["tell_and_block", "block_the_loop"]
+        assert [frame.name for frame in stack.frames or ()][:2] == ["tell_and_block", "tell_and_block_the_loop"]
         pool.terminate()
         await asyncio.wait([call])
 
