@@ -13,7 +13,16 @@ import uvloop
 
 import async_jobs
 import jobs
-from aiopool import AioPool, AioPoolError, CallTimeout, NotPicklable, PoolFull, PoolTerminated, WorkerDied
+from aiopool import (
+    AioPool,
+    AioPoolError,
+    CallTimeout,
+    NotPicklable,
+    PoolFull,
+    PoolNotRunning,
+    PoolTerminated,
+    WorkerDied,
+)  # fmt: skip
 from conftest import is_gone
 from latch import Latch
 
@@ -106,6 +115,44 @@ async def test_letting_go_of_the_iterator_closes_the_generator(latch: Latch) -> 
         gc.collect()
         while await latch.told() != "closed":
             pass
+
+
+@KINDS
+@pytest.mark.parametrize("read", [0, 1])
+async def test_a_reader_that_leaves_the_pool_does_not_wait_for_itself(
+    latch: Latch, read: int, *, asynchronous: bool
+) -> None:
+    """It holds the stream, and could not read on: the generator is closed, and the stream has an end that says so."""
+    async with AioPool(1) as pool:
+        values = pool.options(buffersize=2).stream(TELLING[asynchronous], latch.path)
+        for _ in range(read):
+            await anext(values)
+    while read and await latch.told() != "closed":
+        pass  # one that had not begun has nothing to close
+    with pytest.raises(PoolNotRunning, match=r"the pool was left before the stream of a?tell_each was at its end"):
+        await anext(values)
+    with pytest.raises(StopAsyncIteration):
+        await anext(values)
+
+
+async def test_a_stream_that_another_task_reads_comes_to_its_end() -> None:
+    """However slowly it is read, after the pool's block is left."""
+    left = asyncio.Event()
+
+    async def read() -> list[int]:
+        values = pool.options(buffersize=2).stream(async_jobs.count, 10)
+        found = [await anext(values)]
+        begun.set()
+        await left.wait()
+        return found + [value async for value in values]
+
+    async with AioPool(1) as pool:
+        begun = asyncio.Event()
+        reading = asyncio.create_task(read())
+        await begun.wait()
+        pool.close()
+        asyncio.get_running_loop().call_soon(left.set)
+    assert await reading == list(range(10))
 
 
 async def test_cancelling_who_waits_closes_the_generator(latch: Latch) -> None:

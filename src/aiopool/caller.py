@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextvars import copy_context
 from functools import partial
@@ -71,6 +72,8 @@ class Engine(NamedTuple):
     """Says how large a chunk may be."""
     guard: Guard
     """Says where a call can be made."""
+    streams: weakref.WeakSet[Stream]
+    """Those that have not come to their end, and some that have."""
 
 
 class Caller:
@@ -313,6 +316,7 @@ class Caller:
         engine, limits = self._engine, self._limits._replace(retries=0)
         engine.admission.take(1)
         stream = Stream(engine.backend, function.name, self._buffersize)
+        engine.streams.add(stream)
         stream.begin(engine.packer.make(function, positional, keywords, stream.finish, limits, engine.packer.carried()))
         return StreamIterator(stream)
 

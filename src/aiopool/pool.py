@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from asyncio import AbstractEventLoop
+import asyncio
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from functools import partial
@@ -125,7 +126,7 @@ class AioPool(Lifecycle, Caller):
         max_pending: int | None = None,
         cancel_grace: float = 0.0,
         concurrency: int = 1,
-        loop_factory: Callable[[], AbstractEventLoop] | None = None,
+        loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
         max_memory_per_child: int | None = None,
         max_age: float | None = None,
         recycle_jitter: float = 0.0,
@@ -183,7 +184,20 @@ class AioPool(Lifecycle, Caller):
         Lifecycle.__init__(self, runs, prepare)
         packer = Packer(runs, carrier, pickling, watchers)
         admission = Admission(runs, optional(at_least_one, "max_pending", max_pending))
-        Caller.__init__(self, Engine(runs, packer, admission, policy, self._guard), limits)
+        Caller.__init__(self, Engine(runs, packer, admission, policy, self._guard, weakref.WeakSet()), limits)
+
+    async def join(self) -> None:
+        """Wait until the last worker is gone.
+
+        A stream that has not come to its end is closed if the task that waits here is the one that has read it last.
+
+        Raises:
+            ValueError: neither `close` nor `terminate` was called.
+        """
+        if self._backend.phase is PoolPhase.CLOSING:
+            for stream in list(self._engine.streams):
+                stream.forsake(asyncio.current_task())
+        await Lifecycle.join(self)
 
     @property
     def processes(self) -> int:
@@ -256,7 +270,7 @@ def find_idling(timeout: float | None, minimum: int | None, processes: int) -> I
     return IdlePolicy(timeout, minimum)
 
 
-def find_looping(concurrency: int, factory: Callable[[], AbstractEventLoop] | None) -> Looping:
+def find_looping(concurrency: int, factory: Callable[[], asyncio.AbstractEventLoop] | None) -> Looping:
     """Return how workers run coroutines, or raise TypeError or ValueError."""
     if factory is not None:
         check_callable("loop_factory", factory)

@@ -6,13 +6,14 @@ so it goes on while they are read, and stands still while they are not.
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from .backends.base import Backend
 from .calls import CANCELLED, Call, Outcome
-from .exceptions import AioPoolError
+from .exceptions import AioPoolError, PoolNotRunning
 from .results import not_unpickled, open_outcome
 from .sources import Source, SourceIterator
 
@@ -39,6 +40,7 @@ class Stream(Source):
         self._call: Call | None = None
         self._ended = False
         self._error: BaseException | None = None
+        self._reader = asyncio.current_task()  # who has asked for a value last, or has made this
 
     def begin(self, call: Call) -> None:
         """Submit the call, which ends with `finish`."""
@@ -59,6 +61,7 @@ class Stream(Source):
 
     def turn(self) -> deque[Any] | None:
         """Return the values that are there, if there are any."""
+        self._reader = asyncio.current_task()
         return self._values or None
 
     def hand_out(self, turn: deque[Any]) -> Any:
@@ -93,6 +96,12 @@ class Stream(Source):
         if self._call is not None:
             self.backend.cancel(self._call)
         self._wake()
+
+    def forsake(self, task: asyncio.Task[Any] | None) -> None:
+        """This task waits for the pool's end; if it is the reader, nobody will read on, and the end would never come."""
+        if task is self._reader and not self.over:
+            self.close()
+            self._error = PoolNotRunning(f"the pool was left before the stream of {self.name} was at its end")
 
     def finish(self, outcome: Outcome) -> None:
         """Take the outcome of the call: the end comes when the values before it are handed out."""
