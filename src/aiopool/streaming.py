@@ -98,7 +98,7 @@ class Stream(Source):
         self._wake()
 
     def forsake(self, task: asyncio.Task[Any] | None) -> None:
-        """This task waits for the pool's end; if it is the reader, nobody will read on, and the end would never come."""
+        """This task waits for the pool's end. If it is the reader, nobody reads on, and the end would never come."""
         if task is self._reader and not self.over:
             self.close()
             self._error = PoolNotRunning(f"the pool was left before the stream of {self.name} was at its end")

@@ -110,10 +110,13 @@ def _loads(what: str, pickled: memoryview, pickling: Pickling, buffers: Sequence
 
 
 def dumps(value: object, pickling: Pickling) -> Payload:
-    """Return a value's payload, or raise `NotPicklable`."""
+    """Return a value's payload, or raise `NotPicklable`; or TypeError for a chunk's values that are coroutines."""
     try:
         return wrap(*pickling.dumps(value), wire.LARGEST)
     except BaseException as error:
+        # Looked for only now, since no coroutine can be pickled: to look at each value is much of a short chunk's time.
+        if isinstance(value, list) and (found := [each for each in value if isinstance(each, types.CoroutineType)]):
+            raise _no_values(found) from None
         raise failures.refusal("result", None, error, HIDDEN) from error
 
 
@@ -136,18 +139,12 @@ def _no_values(coroutines: Sequence[types.CoroutineType[Any, Any, Any]]) -> Type
 
 def map_chunk(function: Callable[[Any], T], items: Iterable[Any]) -> list[T]:
     """Call the function with each item; the first exception ends the chunk."""
-    return _all_checked([function(item) for item in items])
+    return [function(item) for item in items]
 
 
 def starmap_chunk(function: Callable[..., T], items: Iterable[Iterable[Any]]) -> list[T]:
     """Call the function with each item's elements; the first exception ends the chunk."""
-    return _all_checked([function(*item) for item in items])
-
-
-def _all_checked(values: list[T]) -> list[T]:
-    if types.CoroutineType in map(type, values):  # found in C: a call of ours for each would be most of a short chunk
-        raise _no_values([value for value in values if isinstance(value, types.CoroutineType)])
-    return values
+    return [function(*item) for item in items]
 
 
 def each_of_chunk(function: Callable[[Any], T], items: Iterable[Any]) -> list[T | failures.ItemFailure]:
