@@ -26,6 +26,7 @@ from aiopool import (
     PoolNotRunning,
     PoolTerminated,
     current_worker,
+    sharing,
     wire,
 )
 from aiopool.backends.handles import End, Setup
@@ -198,6 +199,19 @@ async def test_a_shared_object_is_shared_here_too() -> None:
         shared = pool.share(jobs.Block(bytearray(b"x" * 100_000)))
         assert await pool.map(jobs.first_byte, [shared, shared], chunksize=1) == [ord("x")] * 2
         shared.drop()
+
+
+@pytest.mark.parametrize("end", ["close", "abandon"])
+async def test_a_pool_that_has_ended_leaves_nothing_shared(end: str) -> None:
+    """Though its handle is still there: this process goes on, and is no worker of anybody's."""
+    pool = AioPool(1, backend="inline")
+    await pool.start()
+    shared = pool.share(jobs.Block(bytearray(b"x" * 100_000)))
+    assert await pool.apply(jobs.first_byte, (shared.argument,)) == ord("x")
+    getattr(pool, end)()
+    await pool.join()
+    assert sharing._objects == {}
+    shared.drop()
 
 
 async def test_the_loop_has_its_turn_between_calls(backend: Any) -> None:

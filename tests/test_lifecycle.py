@@ -345,6 +345,18 @@ async def in_a_call(latch: Latch, pids: list[int]) -> None:
         await pool.apply(jobs.tell_and_spin, (latch.path,))
 
 
+async def in_a_call_beside_a_handle(latch: Latch, pids: list[int]) -> None:
+    """Stand in a call of a pool that has something shared, of which somebody keeps a handle."""
+    pool = AioPool(1)
+    await pool.start()
+    HANDLES.append(pool.share([1]))
+    pids.append(await pool.apply(jobs.pid_of))
+    await pool.apply(jobs.tell_and_spin, (latch.path,))
+
+
+HANDLES: list[object] = []
+
+
 async def at_the_end_of_a_block(latch: Latch, pids: list[int]) -> None:
     """Stand in a block's end, which waits for a call."""
     async with AioPool(1) as pool:
@@ -354,7 +366,7 @@ async def at_the_end_of_a_block(latch: Latch, pids: list[int]) -> None:
 
 
 @pytest.mark.parametrize("factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
-@pytest.mark.parametrize("stand", [in_its_start, in_a_call, at_the_end_of_a_block])
+@pytest.mark.parametrize("stand", [in_its_start, in_a_call, in_a_call_beside_a_handle, at_the_end_of_a_block])
 def test_a_loop_that_is_closed_in_the_midst_takes_the_workers_along(
     stand: Callable[[Latch, list[int]], Awaitable[None]], factory: Callable[[], asyncio.AbstractEventLoop], latch: Latch
 ) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import pickle
 import signal
+import weakref
 from collections.abc import Coroutine
 from typing import Any, NoReturn
 
@@ -178,6 +179,31 @@ async def test_a_value_that_cancels_whoever_unpickles_it_cancels_nothing() -> No
         result._progressed(pickle.dumps(Cancels()), ())
         assert await result == 9
     assert [type(trouble["exception"]) for trouble in troubles] == [asyncio.CancelledError]
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_values_are_not_kept_for_who_has_left(latch: Latch, gate: Latch, *, begun: bool) -> None:
+    """Whether an iteration was left, or never begun; the call goes on."""
+    async with AioPool(1) as pool:
+        result = pool.submit(report_around_a_gate, latch.path, gate.path)
+        values = result.progress()
+        kept = weakref.ref(values.ag_frame.f_locals["values"])  # type: ignore[attr-defined]
+        if begun:
+            assert await anext(values) == "before"
+        await latch.told()
+        del values
+        while kept() is not None:
+            await asyncio.sleep(0)  # one that was begun is closed in a turn of the loop's own
+        gate.let()
+        assert await result == 3
+
+
+def report_around_a_gate(path: str, gate: str) -> int:
+    """Report before and after it."""
+    report("before")
+    jobs.tell_and_wait(path, gate)
+    report("after")
+    return 3
 
 
 async def test_a_callback_that_fails_harms_no_call() -> None:

@@ -175,7 +175,7 @@ class Packer:
         def notice(buffer: memoryview) -> None:
             if (share := share_in(buffer)) is None:
                 return
-            if share.home is not self._home:
+            if not share.belongs_to(self._home):
                 raise ValueError("a shared object of another pool is among them; share it with this one, too")
             shares.append(share)
 

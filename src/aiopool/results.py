@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from itertools import chain
@@ -73,6 +74,11 @@ def deliverable(error: BaseException, call: str) -> BaseException:
 
 
 _END: Any = object()
+
+
+def _put(values: weakref.ref[asyncio.Queue[Any]], value: Any) -> None:
+    if (queue := values()) is not None:
+        queue.put_nowait(value)
 
 
 async def _until_end(values: asyncio.Queue[Any]) -> AsyncIterator[Any]:
@@ -159,8 +165,9 @@ class AsyncResult(asyncio.Future[T], Generic[T]):
     def progress(self) -> AsyncIterator[Any]:
         """Return an async iterator over what the call reports from now on; it ends with the call, however that ends."""
         values: asyncio.Queue[Any] = asyncio.Queue()
-        self.on_progress(values.put_nowait)
-        self.add_done_callback(lambda _done: values.put_nowait(_END))
+        put = partial(_put, weakref.ref(values))  # or values would be collected that nobody is to have any more
+        self.on_progress(put)
+        self.add_done_callback(lambda _done: put(_END))
         return _until_end(values)
 
     def _progressed(self, payload: bytes | memoryview, buffers: Sequence[memoryview]) -> None:

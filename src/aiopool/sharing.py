@@ -15,6 +15,7 @@ from __future__ import annotations
 import operator
 import os
 import pickle
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, NamedTuple, NoReturn, Protocol, SupportsIndex, TypeVar, cast
 
@@ -47,20 +48,24 @@ class Share:
     Attributes:
         id: names it on the wire; no call has the same.
         payload: the pickle, and the shares that it stands on itself; emptied when the pool is gone.
-        home: whose calls it can be in.
     """
 
-    __slots__ = ("__weakref__", "_owner", "home", "id", "payload")
+    __slots__ = ("__weakref__", "_home", "_owner", "id", "payload")
 
     def __init__(self, id_: int, payload: CallPayload, home: Home) -> None:
         self._owner = os.getpid()
         self.id: int = id_
         self.payload: CallPayload = payload
-        self.home: Home = home
+        self._home = weakref.ref(home)  # which has calls, that somebody waits for; a handle is to keep nobody waiting
+
+    def belongs_to(self, home: Home) -> bool:
+        """Whether it can be in calls of this home."""
+        return self._home() is home
 
     def __del__(self) -> None:
-        if self._owner == os.getpid():  # a forked child has a copy of the loop, but no say in it
-            self.home.forget(self.id)
+        home = self._home()
+        if home is not None and self._owner == os.getpid():  # a forked child has a copy of the loop, but no say in it
+            home.forget(self.id)
 
 
 class Sharing(NamedTuple):

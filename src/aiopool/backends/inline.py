@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
-from .. import failures, wire
+from .. import failures, sharing, wire
 from ..parcels import Parcel, wrap
 from ..worker import current, job
 from ..worker.inbox import take_share
@@ -88,6 +88,7 @@ class InlineWorker:
         self._observer = weakref.ref(observer)
         self._station = current.Station(seat, Reporting(self), Undisturbed(), setup.pickling)
         self._calls: deque[Sequence[wire.Packet]] = deque()  # not begun
+        self._shares: set[int] = set()  # that it was sent; this process has them, which does not end with it
         self._next: asyncio.Handle | None = None
         self._tasks = Tasks(loop, self._station, self._answer)
         self._introduction: asyncio.Task[None] | None = None
@@ -130,7 +131,11 @@ class InlineWorker:
             self._go_on()
         else:
             for frame in _frames_of(packets):
-                take_share(frame, self._setup.pickling)
+                self._share(frame)
+
+    def _share(self, frame: wire.Frame) -> None:
+        self._shares.add(frame.call)
+        take_share(frame, self._setup.pickling)
 
     def _go_on(self) -> None:
         if self._calls and self._next is None and len(self._tasks) < self._setup.looping.concurrency:
@@ -147,7 +152,7 @@ class InlineWorker:
             elif frame.kind <= wire.Kind.TIMED_STREAM:
                 self._tasks.begin(frame)
             else:
-                take_share(frame, self._setup.pickling)
+                self._share(frame)
         self._go_on()
 
     def _answer(self, call: int, answer: job.Answer) -> None:
@@ -193,8 +198,10 @@ class InlineWorker:
         self._stop()
 
     def _stop(self) -> None:
-        """Cancel what goes on in the loop. Nobody hears of it any more."""
+        """Cancel what goes on in the loop, of which nobody hears any more, and forget what was shared."""
         self._over = True
+        for share in self._shares:
+            sharing.drop(share)
         if self._introduction is not None:
             self._introduction.cancel()
         self._tasks.stop_all()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import weakref
 from collections import deque
 from collections.abc import Callable
 
@@ -94,7 +93,6 @@ class LocalBackend:
         self._processes = self.remains.processes
         self._unstarted: deque[int] = deque()  # workers that are to get a process
         self._tally = Tally()
-        self._shares: weakref.WeakSet[Share] = weakref.WeakSet()
         self._commands: deque[Command] = deque()
         self._performing = False
         self._notice: Callable[[], None] | None = None
@@ -180,7 +178,7 @@ class LocalBackend:
     def share(self, payload: CallPayload) -> Share:
         """Return what has this payload until nobody needs it any more, or the pool is gone."""
         share = Share(next(ids), payload, self)
-        self._shares.add(share)
+        self.remains.shares.add(share)
         return share
 
     def forget(self, share: int) -> None:
@@ -191,11 +189,6 @@ class LocalBackend:
     def _have_forgotten(self, share: int) -> None:
         for process in self._processes.values():
             process.send(wire.encode(wire.Kind.DROP, share))
-
-    def _forget_all(self) -> None:
-        """Let go of the memory of shares that users still have a handle of."""
-        for share in list(self._shares):
-            share.payload = b""
 
     def refusal(self) -> AioPoolError:
         """Return why no call is taken now."""
@@ -231,7 +224,7 @@ class LocalBackend:
         for worker in list(self._dispatcher.workers):
             commands += self._dispatcher.died(worker, pids.get(worker), None, now)
         self._unstarted.clear()
-        self._forget_all()
+        self.remains.forget_shares()
         if self._timer is not None:
             self._timer.cancel()
         if not self.loop.is_closed():
@@ -439,7 +432,7 @@ class LocalBackend:
             self._started.set_result(None)
         if phase is PoolPhase.CLOSED and not self._closed.done():
             self._closed.set_result(None)
-            self._forget_all()
+            self.remains.forget_shares()
         if self._resized is not None and (phase is not PoolPhase.RUNNING or not self._dispatcher.resizing):
             self._resized.set_result(phase is PoolPhase.RUNNING)
             self._resized = None

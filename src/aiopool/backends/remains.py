@@ -1,4 +1,4 @@
-"""What is left of a backend that nobody holds any more: its workers."""
+"""What is left of a backend that nobody holds any more: its workers, and the memory of what it has shared."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import weakref
 
 from ..phases import PoolPhase
+from ..sharing import Share
 from .base import Backend
 from .handles import Handle
 
@@ -13,10 +14,11 @@ __all__ = ["LocalRemains", "abandon_all"]
 
 
 class LocalRemains:
-    """The workers of a backend. See `aiopool.backends.base.Remains`."""
+    """The workers of a backend, and what it has shared. See `aiopool.backends.base.Remains`."""
 
     def __init__(self, backend: Backend) -> None:
         self.processes: dict[int, Handle] = {}
+        self.shares: weakref.WeakSet[Share] = weakref.WeakSet()
         self.loop: asyncio.AbstractEventLoop | None = None
         self._backend = weakref.ref(backend)
 
@@ -34,6 +36,12 @@ class LocalRemains:
             backend.abandon()
         else:
             abandon_all(self.processes)
+            self.forget_shares()
+
+    def forget_shares(self) -> None:
+        """Let go of the memory of shares that users still have a handle of."""
+        for share in list(self.shares):
+            share.payload = b""
 
     def describe(self) -> str:
         """Return how many there are, and more if that is still known."""
