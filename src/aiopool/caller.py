@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 from contextvars import copy_context
 from functools import partial
@@ -21,7 +22,7 @@ from .arguments import (
     seconds,
 )
 from .backends.base import Backend
-from .calls import Call, Limits, Outcome
+from .calls import Call, Limits, Outcome, Pace
 from .carrying import Around
 from .executor import PoolExecutor
 from .lifecycle import Guard
@@ -42,6 +43,9 @@ CHUNKS_PER_WORKER = 4
 
 CHUNKS_AHEAD = 2
 """How many chunks for each worker an imap has in its window by default."""
+
+IMMEASURABLE = 1e-9
+"""Seconds below which no call is told from none."""
 
 
 class Engine(NamedTuple):
@@ -341,7 +345,7 @@ class Caller:
 
         def begin(items: list[Any]) -> None:
             self._engine.guard.check_usable()
-            size = self._size_of_chunks(len(items), chunksize, limits)
+            size = self._size_of_chunks(len(items), chunksize, limits, packer.pace_of(func))
             waits = wait and admission.limited
             if not waits:
                 admission.take(-(-len(items) // size))
@@ -366,12 +370,15 @@ class Caller:
             begin(list(iterate_input(iterable)))
         return result
 
-    def _size_of_chunks(self, items: int, chunksize: int | None, limits: Limits) -> int:
+    def _size_of_chunks(self, items: int, chunksize: int | None, limits: Limits, pace: Pace) -> int:
         if chunksize is not None:
             return chunksize
         if limits.timeout is not None:
             return 1
-        return self._engine.policy.chunksize(-(-items // (self._engine.backend.seats * CHUNKS_PER_WORKER)) or 1)
+        backend = self._engine.backend
+        even = -(-items // (backend.seats * CHUNKS_PER_WORKER)) or 1
+        worthwhile = math.ceil(backend.shortest_chunk / max(pace.seconds, IMMEASURABLE))
+        return self._engine.policy.chunksize(max(even, min(worthwhile, items)))
 
     def _make_chunks(
         self,
@@ -415,9 +422,8 @@ class Caller:
         self._engine.guard.check_usable()
         check_callable("func", func)
         at_least_one("chunksize", chunksize)
-        ahead = (
-            CHUNKS_AHEAD * self._engine.backend.seats if buffersize is None else at_least_one("buffersize", buffersize)
-        )
+        optional(at_least_one, "buffersize", buffersize)
+        backend = self._engine.backend
         source = iterable if isinstance(iterable, AsyncIterable) else iterate_input(iterable)
         packer = self._engine.packer
         packer.find(func)  # one that cannot travel is an error of this line
@@ -429,12 +435,12 @@ class Caller:
             return packer.make(runner, (func, items), {}, finish, limits, company, weight=len(items))
 
         window = Window(
-            self._engine.backend,
+            backend,
             self._engine.admission,
             runner.name,
             lambda items, finish: context.run(make, items, finish),
             chunksize=chunksize,
-            buffersize=ahead,
+            buffersize=lambda: CHUNKS_AHEAD * backend.seats if buffersize is None else buffersize,
             ordered=ordered,
             left=length_of(iterable),
         )

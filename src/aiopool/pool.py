@@ -22,6 +22,7 @@ from .arguments import (
     seconds,
 )
 from .backends import start_methods
+from .backends.base import Backend, Elsewhere, Wanted
 from .backends.handles import Setup
 from .backends.inline import Inline, InlineWorker, References
 from .backends.local import LocalBackend
@@ -99,7 +100,7 @@ class AioPool(Lifecycle, Caller):
             keeps the limit that it has.
         hooks: objects with a method ``on_event`` that is called with each of the pool's events; see `aiopool.Hook`.
         backend: what runs the calls: ``"local"``, workers on this machine; ``"inline"`` or an `aiopool.Inline`, this
-            process, for tests, breakpoints and mocks.
+            process, for tests, breakpoints and mocks; an `aiopool.backends.dask.DaskBackend`, a cluster of Dask.
 
     Raises:
         ValueError: a number is out of its range, or the start method unknown.
@@ -130,15 +131,16 @@ class AioPool(Lifecycle, Caller):
         pickler: Pickler | None = None,
         thread_limit: int | None = None,
         hooks: Iterable[Hook] = (),
-        backend: Literal["local", "inline"] | Inline = "local",
+        backend: Literal["local", "inline"] | Inline | Elsewhere = "local",
     ) -> None:
         cpus = usable_cpus()
         seats = cpus if processes is None else at_least_one("processes", processes)
         if initializer is not None:
             check_callable("initializer", initializer)
         modules = module_names("preload", preload)
-        inline = find_inline(backend)
-        pickling = find_pickling(pickler, inline)
+        elsewhere = backend if isinstance(backend, Elsewhere) else None
+        inline = None if isinstance(backend, Elsewhere) else find_inline(backend)
+        pickling = find_pickling(pickler if elsewhere is None else pickler or elsewhere.pickler, inline)
         watchers = Hooks(iterate("hooks", hooks))
         carrier = Carrier(iterate("context_vars", context_vars))
         start_method = find_context(context)
@@ -151,24 +153,45 @@ class AioPool(Lifecycle, Caller):
         initialize = Initializer(initializer, tuple(iterate("initargs", initargs)), modules, pickling)
         memory = optional(at_least_one, "max_memory_per_child", max_memory_per_child)
         threads = optional(at_least_one, "thread_limit", thread_limit)
-        runs = LocalBackend(
-            seats,
-            lambda seats: Setup(
-                start_method,
-                initialize,
-                memory,
-                log_records.levels if forward_logs else lambda: None,
-                pickling,
-                thread_variables(threads, max(1, cpus // seats)),
-            ),
-            policy,
-            grace=seconds("cancel_grace", cancel_grace, zero=True),
-            start_timeout=seconds("start_timeout", start_timeout),
-            idling=find_idling(idle_timeout, min_processes, seats),
-            hooks=watchers,
-            kind=WorkerProcess if inline is None else InlineWorker,
-        )
-        prepare = partial(start_methods.prepare, start_method, modules) if inline is None else _nothing
+        grace, patience = seconds("cancel_grace", cancel_grace, zero=True), seconds("start_timeout", start_timeout)
+        idling = find_idling(idle_timeout, min_processes, seats)
+        runs: Backend
+        if elsewhere is not None:
+            others = {
+                "maxtasksperchild": maxtasksperchild,
+                "context": context,
+                "cancel_grace": cancel_grace or None,
+                "max_memory_per_child": max_memory_per_child,
+                "max_age": max_age,
+                "recycle_jitter": recycle_jitter or None,
+                "idle_timeout": idle_timeout,
+                "min_processes": min_processes,
+                "thread_limit": thread_limit,
+            }
+            given = {name: value for name, value in others.items() if value is not None}
+            runs = elsewhere.make(
+                Wanted(processes, initialize, pickling, patience, forward_logs, watchers, given)
+            )
+        else:
+            runs = LocalBackend(
+                seats,
+                lambda seats: Setup(
+                    start_method,
+                    initialize,
+                    memory,
+                    log_records.levels if forward_logs else lambda: None,
+                    pickling,
+                    thread_variables(threads, max(1, cpus // seats)),
+                ),
+                policy,
+                grace=grace,
+                start_timeout=patience,
+                idling=idling,
+                hooks=watchers,
+                kind=WorkerProcess if inline is None else InlineWorker,
+            )
+        here = elsewhere is None and inline is None
+        prepare = partial(start_methods.prepare, start_method, modules) if here else _nothing
         Lifecycle.__init__(self, runs, prepare)
         packer = Packer(runs, carrier, pickling, watchers)
         admission = Admission(runs, optional(at_least_one, "max_pending", max_pending))
@@ -250,7 +273,7 @@ def find_inline(backend: str | Inline) -> Inline | None:
     if isinstance(backend, Inline):
         return backend
     if backend not in ("local", "inline"):
-        raise ValueError(f"backend must be 'local', 'inline' or an aiopool.Inline, not {backend!r}")
+        raise ValueError(f"backend must be 'local', 'inline', an aiopool.Inline or a DaskBackend, not {backend!r}")
     return Inline() if backend == "inline" else None
 
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 import weakref
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
 from .. import failures, sharing, wire
-from ..parcels import Parcel, wrap
+from ..parcels import wrap
 from ..worker import current, job
 from .handles import End, Observer, Setup
 
@@ -108,13 +107,13 @@ class InlineWorker:
             if self._next is None:
                 self._next = self._loop.call_soon(self._run_next)
         else:
-            for frame in _frames_of(packets):
+            for frame in wire.frames_of(packets):
                 sharing.drop(frame.call)
 
     def _run_next(self) -> None:
         """Run one call; others in the loop have their turn before the next."""
         self._next = None
-        for frame in _frames_of(self._calls.popleft()):
+        for frame in wire.frames_of(self._calls.popleft()):
             if frame.kind == wire.Kind.SHARE:
                 sharing.keep(frame.call, frame.payload, frame.buffers, self._setup.pickling)
             else:
@@ -131,7 +130,7 @@ class InlineWorker:
     def tell(self, packets: Sequence[wire.Packet]) -> None:
         """Have the pool receive a message."""
         if (observer := self._observer()) is not None:
-            observer.received(self.number, _frames_of(packets))
+            observer.received(self.number, wire.frames_of(packets))
 
     def take_back(self) -> list[wire.Packet]:
         """Return the packets of calls that have not begun, and never will here."""
@@ -203,18 +202,3 @@ class Reporting:
     def send(self, packets: Sequence[wire.Packet]) -> None:
         """Have the pool receive a message."""
         self._worker.tell(packets)
-
-
-def _frames_of(packets: Sequence[wire.Packet]) -> list[wire.Frame]:
-    """Return the messages that these packets are, as if they had come through a channel."""
-    decoder, frames = wire.Decoder(), list[wire.Frame]()
-    for packet in packets:
-        frame: wire.Frame | None
-        if isinstance(packet, Parcel):
-            frame = decoder.attached([os.dup(packet.descriptor or 0)])
-        else:
-            decoder.space()[: len(packet)] = packet
-            frame = decoder.filled(len(packet))
-        if frame is not None:
-            frames.append(frame)
-    return frames

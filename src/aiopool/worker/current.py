@@ -12,7 +12,9 @@ from .. import wire
 from ..parcels import wrap
 from ..pickling import Pickling
 
-__all__ = ["Calls", "CurrentWorker", "Station", "begin", "being", "current_worker", "report"]
+__all__ = [
+    "Calls", "CurrentWorker", "Station", "begin", "being", "being_in_thread", "current_worker", "is_in_thread", "report",
+]  # fmt: skip
 
 
 class CurrentWorker(NamedTuple):
@@ -74,7 +76,18 @@ class Station:
         self.calls: int = 0
 
 
+class Thread(threading.local):
+    """What is known of a thread.
+
+    Attributes:
+        station: that of the call which runs in it, where a process runs several at a time.
+    """
+
+    station: Station | None = None
+
+
 _station: Station | None = None
+_thread = Thread()
 
 
 def begin(station: Station | None) -> None:
@@ -92,6 +105,21 @@ def being(station: Station) -> Generator[None, None, None]:
         yield
     finally:
         begin(before)
+
+
+@contextlib.contextmanager
+def being_in_thread(station: Station) -> Generator[None, None, None]:
+    """Have this thread be a worker for a moment; others may be others meanwhile."""
+    _thread.station = station
+    try:
+        yield
+    finally:
+        _thread.station = None
+
+
+def is_in_thread(station: Station) -> bool:
+    """Whether this thread is that worker now."""
+    return _thread.station is station
 
 
 def current_worker() -> CurrentWorker | None:
@@ -128,4 +156,5 @@ def report(value: object) -> None:
 
 
 def _present() -> Station | None:
-    return _station if _station is not None and _station.pid == os.getpid() else None
+    station = _thread.station or _station
+    return station if station is not None and station.pid == os.getpid() else None

@@ -1,0 +1,388 @@
+"""What a pool has in a Dask cluster: a desk at the scheduler, and a site in each worker.
+
+The cluster may give a task to one worker after another: when a worker dies, or has the only copy of a result and dies,
+or since it wants to spread its load. So before a worker runs a call, it asks the desk, which says yes once for each
+try that the call may have, and tells the pool of it. A call thus never runs more often than it may, and whoever wants
+to know whether it has begun, knows. When the pool's client goes, in whatever way, desk and sites go, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import count
+from pickle import PickleBuffer
+from typing import Any, NamedTuple, SupportsIndex
+
+from distributed import Scheduler, SchedulerPlugin, Worker, WorkerPlugin, get_worker
+from distributed.worker import thread_state
+
+from .. import failures, sharing, wire
+from ..parcels import LARGE, Payload
+from ..pickling import Pickling
+from ..worker import current, job
+from ..worker.logs import ForwardingHandler
+from ..worker.main import Initializer, PickledInitializer
+
+__all__ = ["Answer", "Answered", "Desk", "Packed", "Site", "UnfitError", "run_call", "stacks_here"]
+
+
+class Packed:
+    """A payload on its way through a cluster, where anybody who passes it on may pickle it. It is not copied for that.
+
+    Args:
+        parts: the pickle, and what it left outside.
+    """
+
+    __slots__ = ("parts",)
+
+    def __init__(self, parts: Sequence[bytes | memoryview]) -> None:
+        self.parts: Sequence[bytes | memoryview] = parts
+
+    @classmethod
+    def of(cls, payload: Payload) -> Packed:
+        """Pack a payload."""
+        return cls([payload] if isinstance(payload, bytes) else payload.parts())
+
+    def frame(self, kind: wire.Kind, number: int) -> wire.Frame:
+        """Return it as a message that has come."""
+        pickled, *buffers = map(memoryview, self.parts)
+        return wire.Frame(kind, 0, number, pickled, buffers)
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Callable[..., Packed], tuple[list[bytes | PickleBuffer]]]:
+        apart = protocol == 5 or int(protocol) > 5  # noqa: PLR2004 - the first protocol that leaves buffers outside
+        parts = [PickleBuffer(part) if apart and len(part) >= LARGE else bytes(part) for part in self.parts]
+        return Packed, (parts,)
+
+    def __sizeof__(self) -> int:
+        return object.__sizeof__(self) + sum(map(len, self.parts))
+
+
+class Answered(enum.Enum):
+    """What came of a task."""
+
+    RESULT = "result"
+    FAILED = "failed"
+    UNFIT = "unfit"
+    """The initializer had failed in this worker."""
+    REFUSED = "refused"
+    """It was not run: another worker had begun it before, or nobody wants it any more."""
+
+
+class Answer(NamedTuple):
+    """What a task returns.
+
+    Attributes:
+        kind: what has come of it.
+        packed: the value or the failure.
+        nanoseconds: how long it took.
+    """
+
+    kind: Answered
+    packed: Packed
+    nanoseconds: int = 0
+
+
+class UnfitError(Exception):
+    """The initializer has failed in a worker.
+
+    Attributes:
+        failure: what it raised; see `aiopool.failures`.
+    """
+
+    def __init__(self, failure: bytes) -> None:
+        super().__init__(failure)
+        self.failure = failure
+
+
+# At the scheduler.
+
+
+class Desk(SchedulerPlugin):
+    """Grants calls to workers, and tells the pool what happens in the cluster.
+
+    Args:
+        token: the pool's name in the cluster.
+        client: the id of the pool's client.
+    """
+
+    def __init__(self, token: str, client: str) -> None:
+        self.name = token
+        self._client = client
+        self._begun: dict[str, list[str]] = {}
+        """The workers that have begun a task, by its key."""
+        self._unwanted: set[str] = set()
+        """Keys of tasks that were cancelled before they came here."""
+        self._seats: dict[str, int] = {}
+
+    async def start(self, scheduler: Scheduler) -> None:
+        """Open."""
+        self._scheduler = scheduler
+        self._over = asyncio.Event()
+        handlers = (self.claim, self.seat, self.attend, self.release, self.leave)
+        self._handlers = {f"{self.name}_{handler.__name__}": handler for handler in handlers}
+        scheduler.handlers.update(self._handlers)
+        scheduler.stream_handlers[f"{self.name}_told"] = self._pass_on
+        for worker in scheduler.workers:
+            self.add_worker(scheduler, worker)
+        self._tell(what="open")
+
+    def _tell(self, **message: object) -> None:
+        # Not by the scheduler's log of events: that would keep them.
+        self._scheduler.client_send(self._client, {"op": "event", "topic": self.name, "event": (0.0, message)})
+
+    def _pass_on(self, worker: str, **message: object) -> None:
+        """A job tells something."""
+        del worker
+        self._tell(**message)
+
+    # What workers ask.
+
+    def seat(self, worker: str) -> int:
+        """Return the number of a worker's place."""
+        return self._seats[worker]
+
+    def claim(self, key: str, call: int, retries: int, worker: str) -> bool:
+        """Whether a worker may run a call now; the pool is told if so."""
+        task = self._scheduler.tasks.get(key)
+        if task is None or task.processing_on is None or task.processing_on.address != worker:
+            return False  # the task is not wanted any more, or another worker's
+        begun = self._begun.setdefault(key, [])
+        if len(begun) > retries:
+            return False
+        begun.append(worker)
+        self._tell(what="began", call=call, worker=worker)
+        return True
+
+    # What the pool asks.
+
+    async def attend(self) -> None:
+        """Return when the desk closes. Whoever waits for this is told by its connection's end if the scheduler goes."""
+        await self._over.wait()
+
+    def release(self, keys: Sequence[str], *, begun: bool) -> dict[str, str | None]:
+        """Drop tasks, also those that have begun if that is said.
+
+        Returns:
+            for each that is dropped, the worker that has begun it; None if it never will begin.
+        """
+        chosen = {key: self._begun.get(key, [None])[-1] for key in keys if begun or key not in self._begun}
+        self._unwanted.update(key for key in chosen if key not in self._scheduler.tasks)
+        self._scheduler.client_releases_keys(list(chosen), self._client)
+        return chosen
+
+    async def leave(self) -> None:
+        """Close, here and in the workers."""
+        if self._over.is_set():
+            return
+        self._over.set()
+        scheduler = self._scheduler
+        for name in self._handlers:
+            scheduler.handlers.pop(name, None)
+        scheduler.stream_handlers.pop(f"{self.name}_told", None)
+        scheduler.remove_plugin(self.name)
+        if self.name in scheduler.worker_plugins:
+            await scheduler.unregister_worker_plugin(None, self.name)
+
+    # What happens in the cluster.
+
+    def add_worker(self, scheduler: Scheduler, worker: str) -> None:
+        """There is a new worker."""
+        state = scheduler.workers[worker]
+        self._seats[worker] = next(seat for seat in count() if seat not in self._seats.values())
+        self._tell(what="came", worker=worker, seat=self._seats[worker], pid=state.pid, threads=state.nthreads)
+
+    def remove_worker(self, scheduler: Scheduler, worker: str, *, stimulus_id: str, **_: Any) -> None:
+        """A worker is gone."""
+        del scheduler, stimulus_id
+        self._seats.pop(worker, None)
+        self._tell(what="left", worker=worker)
+
+    def update_graph(self, scheduler: Scheduler, *, keys: Iterable[Any], **_: Any) -> None:
+        """Tasks come in."""
+        if self._unwanted and (dropped := self._unwanted.intersection(keys)):
+            self._unwanted -= dropped
+            scheduler.client_releases_keys(list(dropped), self._client)
+
+    def transition(self, key: Any, start: str, finish: str, *_: Any, **__: Any) -> None:
+        """A task moves on."""
+        del start
+        if finish == "forgotten":
+            self._begun.pop(key, None)
+
+    def remove_client(self, scheduler: Scheduler, client: str) -> None:
+        """A client has gone, maybe ours."""
+        if client == self._client:
+            scheduler._ongoing_background_tasks.call_soon(self.leave)
+
+
+# In a worker.
+
+
+class ThreadsCall(threading.local):
+    """Knows which call runs in a thread; none can be interrupted. See `aiopool.worker.control.Control`."""
+
+    current: int | None = None
+    interrupted = None
+
+    def begin(self, call: int) -> None:
+        """From now on this call runs."""
+        self.current = call
+
+    def end(self) -> None:
+        """No call runs."""
+        self.current = None
+
+    def hold(self) -> None:
+        """Nothing can come between."""
+
+    def resume(self) -> None:
+        """Go on."""
+
+
+class Stream:
+    """Sends what jobs report and log to the desk. See `aiopool.worker.outlet.Outlet`."""
+
+    def __init__(self, token: str, worker: Worker) -> None:
+        self._token = token
+        self._worker = worker
+
+    def send(self, packets: Sequence[wire.Packet]) -> None:
+        """Send a message."""
+        loop = self._worker.loop
+        for frame in wire.frames_of(packets):
+            parts = [bytes(part) for part in (frame.payload or b"", *frame.buffers)]
+            told = {"op": f"{self._token}_told", "what": "told", "kind": frame.kind, "call": frame.call, "parts": parts}
+            loop.add_callback(self._worker.batched_send, told)
+
+    def send_soon(self, packets: Sequence[wire.Packet], patience: float) -> bool:
+        """Send a message; it waits in this process for as long as it takes."""
+        del patience
+        self.send(packets)
+        return True
+
+
+class Site(WorkerPlugin):
+    """What a worker knows of a pool.
+
+    Args:
+        token: the pool's name in the cluster.
+        initializer: run before the first call.
+        pickling: how calls and their outcomes are pickled.
+        forward_logs: whether log records are sent to the pool.
+    """
+
+    def __init__(
+        self, token: str, initializer: Initializer | PickledInitializer, pickling: Pickling, *, forward_logs: bool
+    ) -> None:
+        self.name = token
+        self._initializer = initializer
+        self._pickling = pickling
+        self._forward_logs = forward_logs
+        self.unfit: bytes | None = None
+        self.running: dict[int, int] = {}
+        """Which call runs in which thread."""
+
+    def __reduce__(self) -> tuple[Callable[..., Site], tuple[Any, ...]]:
+        return _site, (self.name, self._initializer, self._pickling, self._forward_logs)
+
+    async def setup(self, worker: Worker) -> None:
+        """Come into a worker, which may be long after the pool was started; run the initializer in its own thread."""
+        self._worker = worker
+        self._loop = asyncio.get_running_loop()
+        seat = await self._ask("seat", worker=worker.address)
+        self._handler: logging.Handler | None = None
+        stream = Stream(self.name, worker)
+        self.station = current.Station(seat, stream, ThreadsCall(), self._pickling)
+        if self._forward_logs:
+            self._handler = ForwardingHandler(stream)
+            self._handler.addFilter(lambda _record: current.is_in_thread(self.station))
+            logging.root.addHandler(self._handler)
+        self.unfit = await self._loop.run_in_executor(worker.executors["default"], self._initialize)
+        if self.unfit is not None:
+            raise UnfitError(self.unfit)
+
+    def _initialize(self) -> bytes | None:
+        """Run the initializer; return its failure."""
+        try:
+            with current.being_in_thread(self.station):
+                self._initializer.run()
+        except BaseException as error:  # noqa: BLE001 - whatever it raises, the pool is to hear of it
+            return failures.encode(error, (__file__,))
+        return None
+
+    def teardown(self, worker: Worker) -> None:
+        """Go."""
+        del worker
+        if self._handler is not None:
+            logging.root.removeHandler(self._handler)
+
+    def transition(self, key: Any, start: str, finish: str, **_: Any) -> None:
+        """Forget a shared object when the cluster does."""
+        del start
+        if finish in ("released", "forgotten") and (share := share_in_key(self.name, key)) is not None:
+            sharing.drop(share)
+
+    async def _ask(self, what: str, **question: object) -> Any:
+        return await getattr(self._worker.scheduler, f"{self.name}_{what}")(**question)
+
+    def run(self, call: int, retries: int, packed: Packed, shares: Mapping[int, Packed]) -> Answer:
+        """Run a call, if the desk says so. In one of the worker's threads."""
+        asked = self._ask("claim", key=thread_state.key, call=call, retries=retries, worker=self._worker.address)
+        if not asyncio.run_coroutine_threadsafe(asked, self._loop).result():
+            return Answer(Answered.REFUSED, Packed([b""]))
+        if self.unfit is not None:
+            return Answer(Answered.UNFIT, Packed([self.unfit]))
+        for number, share in shares.items():
+            frame = share.frame(wire.Kind.SHARE, number)
+            sharing.keep(number, frame.payload, [each.toreadonly() for each in frame.buffers], self._pickling)
+        self.running[threading.get_ident()] = call
+        try:
+            with current.being_in_thread(self.station):
+                answer = job.run(packed.frame(wire.Kind.CALL, call), self.station.control, self._pickling)
+        finally:
+            del self.running[threading.get_ident()]
+        self.station.calls += 1
+        kind = Answered.RESULT if answer.kind == wire.Kind.RESULT else Answered.FAILED
+        return Answer(kind, Packed.of(answer.payload), answer.nanoseconds)
+
+
+def _site(token: str, initializer: Initializer, pickling: Pickling, forward_logs: bool) -> Site:  # noqa: FBT001
+    return Site(token, initializer, pickling, forward_logs=forward_logs)
+
+
+def share_key(token: str, share: int) -> str:
+    """Return what the cluster calls a shared object."""
+    return f"share-{token}-{share}"
+
+
+def share_in_key(token: str, key: object) -> int | None:
+    """Return the number of the shared object of a pool that has this key, or None if it is none."""
+    head = f"share-{token}-"
+    return int(key[len(head) :]) if isinstance(key, str) and key.startswith(head) else None
+
+
+def run_call(call: int, retries: int, packed: Packed, *shared: Packed, token: str, shares: Sequence[int] = ()) -> Answer:
+    """Run a call: what a task is made of."""
+    site = get_worker().plugins.get(token)
+    if not isinstance(site, Site):
+        return Answer(Answered.REFUSED, Packed([b""]))  # the pool has ended
+    return site.run(call, retries, packed, dict(zip(shares, shared, strict=True)))
+
+
+def stacks_here(token: str, dask_worker: Worker) -> dict[int, list[traceback.FrameSummary]]:
+    """Return the stacks of the calls that run in a worker; sent there to be run."""
+    site = dask_worker.plugins.get(token)
+    if not isinstance(site, Site):
+        return {}
+    frames = sys._current_frames()  # noqa: SLF001 - there is no other way to see the stacks of all threads
+    return {
+        call: list(traceback.extract_stack(frames[thread]))
+        for thread, call in list(site.running.items())
+        if thread in frames
+    }
