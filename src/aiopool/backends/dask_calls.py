@@ -77,6 +77,7 @@ class ClusterBackend:
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._open: asyncio.Future[None]
         self._closed: asyncio.Future[None] | None = None
+        self._ending: asyncio.Task[None] | None = None
         self._cause: BaseException | None = None
 
     # What there is.
@@ -107,7 +108,7 @@ class ClusterBackend:
 
     def _changed(self) -> None:
         if self._ledger.over():
-            self._shut()
+            self._leave()
         if self._notice is not None:
             self._notice()
 
@@ -462,19 +463,14 @@ class ClusterBackend:
         self._leave()
 
     def _leave(self) -> None:
+        """End all calls that there are, and then the connection."""
         entries = list(self._ledger)
         keys = [entry.key for entry in entries if entry.submissions]
         addresses = list({entry.worker.address: None for entry in entries if entry.worker and self._restart})
         for entry in entries:
             self._end(entry, _terminated(entry.call) if entry.call.verdict is None else entry.call.verdict)
-        if self.loop.is_closed():
-            return
-        self._ending = self.loop.create_task(self._tear_down(keys, addresses))
-
-    def _shut(self) -> None:
-        """The last call has ended of a pool that takes no more."""
-        self._ledger.move(PoolPhase.TERMINATING)
-        self._leave()
+        if self._ending is None:
+            self._ending = self.loop.create_task(self._tear_down(keys, addresses))
 
     async def _tear_down(self, keys: Sequence[str], addresses: Sequence[str]) -> None:
         client = self.remains.client

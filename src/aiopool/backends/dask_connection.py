@@ -72,7 +72,7 @@ class Connection:
         where = self._where
         if where is None:
             self._own_cluster = LocalCluster(
-                n_workers=self._workers, threads_per_worker=1, host="127.0.0.1", dashboard_address=None,
+                n_workers=self._workers, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0",
                 asynchronous=True, scheduler_kwargs={"allowed_failures": 0},
             )  # fmt: skip
             await self._own_cluster
