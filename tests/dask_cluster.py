@@ -52,15 +52,17 @@ class Command:
         raise AssertionError("".join(self.said))
 
     def end(self) -> None:
-        """Kill it with all that it has started, and see that nothing is left."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        """Kill it, and see that all that it has started goes, too, and what cleans up after them last."""
+        self.process.kill()
         self.process.wait()
+        left = processes_left(self.process.pid)
+        if left:
+            os.killpg(self.process.pid, signal.SIGKILL)
         self._reader.join()
         assert self.process.stderr is not None
         self.process.stderr.close()
-        assert not processes_left(self.process.pid)
         helpers.discard(self.process.pid)
+        assert not left
 
 
 class Cluster:

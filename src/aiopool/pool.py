@@ -169,9 +169,7 @@ class AioPool(Lifecycle, Caller):
                 "thread_limit": thread_limit,
             }
             given = {name: value for name, value in others.items() if value is not None}
-            runs = elsewhere.make(
-                Wanted(processes, initialize, pickling, patience, forward_logs, watchers, given)
-            )
+            runs = elsewhere.make(Wanted(processes, initialize, pickling, patience, forward_logs, watchers, given))
         else:
             runs = LocalBackend(
                 seats,

@@ -62,7 +62,7 @@ class Backend(Protocol):
     """How what it is given is pickled, and what it answers."""
 
     shortest_chunk: float
-    """Seconds that an automatic chunk should take at least, as far as can be told; 0 where a call costs next to nothing."""
+    """Seconds that an automatic chunk should take at least, as far as is known; 0 if a call costs next to nothing."""
 
     @property
     def phase(self) -> PoolPhase:

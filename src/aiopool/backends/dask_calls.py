@@ -34,7 +34,7 @@ from .reports import NANO, ended
 __all__ = ["ClusterBackend"]
 
 WORTHWHILE = 0.05
-"""Seconds that an automatic chunk should take at least: a task costs the cluster some milliseconds, whatever it does."""
+"""Seconds that an automatic chunk should take at least: a task costs the cluster milliseconds, whatever it does."""
 
 PATIENCE = 5.0
 """Seconds that the cluster has to answer when the pool ends, or asks what workers are doing."""
@@ -119,15 +119,19 @@ class ClusterBackend:
         self.loop = asyncio.get_running_loop()
         self._open, self._closed = self.loop.create_future(), self.loop.create_future()
         self._ledger.move(PoolPhase.STARTING)
+        failure: Exception | None = None
         try:
             async with asyncio.timeout(self._wanted.start_timeout):
                 await self._enter(await self.remains.open())
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:
+        except Exception as error:  # noqa: BLE001 - raised again, in other words
+            failure = _failed_start(error)
             self.terminate()
             await self.join()
-            raise self._failed_start(error) from (None if isinstance(error, UnfitError) else error)
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure  # its traceback has this frame
         if self.phase is PoolPhase.STARTING:
             self._ledger.move(PoolPhase.RUNNING)
             self._changed()
@@ -141,16 +145,6 @@ class ClusterBackend:
         site = Site(self._token, wanted.initializer, wanted.pickling, forward_logs=wanted.forward_logs)
         await client.register_plugin(site)
         await asyncio.wait([self._open])
-
-    @staticmethod
-    def _failed_start(error: BaseException) -> BaseException:
-        if isinstance(error, UnfitError):
-            return _unfit(error.failure)
-        if isinstance(error, AioPoolError) or not isinstance(error, Exception):
-            return error
-        if isinstance(error, TimeoutError) and not str(error):
-            return InitializerError("the cluster was not ready within start_timeout")
-        return InitializerError(f"the cluster could not be made ready: {error}")
 
     def _begin_task(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = self.loop.create_task(coroutine)
@@ -186,7 +180,7 @@ class ClusterBackend:
                 [_packed(entry.call.payload) for entry in together],
             )
             with _large_graphs():
-                futures = client.map(run_call, *columns, key=keys, token=self._token, pure=False, fifo_timeout=0)
+                futures = client.map(run_call, *columns, key=keys, token=self._token, pure=False, fifo_timeout="0 s")
             for entry, future in zip(together, futures, strict=True):
                 self._follow(entry, future)
         for entry in waiting:
@@ -265,7 +259,7 @@ class ClusterBackend:
             payload, *buffers = answer.packed.parts
             seconds = answer.nanoseconds / NANO
             call.pace.learn(seconds / call.weight)
-            reply = Reply(answer.kind is Answered.FAILED, payload, list(map(memoryview, buffers)), seconds)
+            reply = Reply(answer.kind is Answered.FAILED, payload, [memoryview(each) for each in buffers], seconds)
             self._end(entry, reply, served=True)
 
     def _failed(self, entry: Entry, error: BaseException | None) -> None:
@@ -282,7 +276,9 @@ class ClusterBackend:
         if entry.call.phase is CallPhase.RUNNING and (died := self._ledger.died(entry)) is not None:
             self._end(entry, died)
         elif entry.submissions >= MOST_SUBMISSIONS + entry.call.tries:
-            self._end(entry, AioPoolError(f"{entry.call.name} was given to the cluster {entry.submissions} times: {why}"))
+            self._end(
+                entry, AioPoolError(f"{entry.call.name} was given to the cluster {entry.submissions} times: {why}")
+            )
         else:
             self._futures.pop(entry.call.id, None)
             self._send(entry)
@@ -335,7 +331,7 @@ class ClusterBackend:
         if kind == wire.Kind.LOG:
             log_records.handle(wire.Frame(kind, 0, call, payload))
         elif (entry := self._ledger.entries.get(call)) is not None and entry.call.progress is not None:
-            entry.call.progress(payload, list(map(memoryview, buffers)))
+            entry.call.progress(payload, [memoryview(each) for each in buffers])
 
     def _came(self, worker: str, seat: int, pid: int, threads: int) -> None:
         self._ledger.came(worker, seat, pid, threads, self.loop.time())
@@ -363,12 +359,8 @@ class ClusterBackend:
         self._cause = error
         if self.phase is PoolPhase.RUNNING:
             self._ledger.move(PoolPhase.BROKEN)
-        else:
-            self._ledger.move(PoolPhase.TERMINATING)
         for entry in self._ledger:
             self._end(entry, self._broken())
-        if self.phase is PoolPhase.TERMINATING:
-            self._leave()
         self._changed()
 
     def _broken(self) -> BrokenPool:
@@ -537,7 +529,7 @@ class ClusterBackend:
         return share
 
     def _scatter(self, share: Share) -> asyncio.Future[Future[Packed]]:
-        scattering = self.loop.create_task(self._scattering(share_key(self._token, share.id), _packed_share(share)))
+        scattering = self.loop.create_task(self._scattering(share_key(self._token, share.id), _packed(share.payload)))
         scattering.add_done_callback(_retrieved)
         self._shares[share.id] = weakref.ref(share), scattering
         return scattering
@@ -626,6 +618,18 @@ def _unfit(failure: bytes) -> InitializerError:
     error = InitializerError("the initializer failed in a worker")
     error.__cause__ = failures.decode(failure, None)
     return error
+
+
+def _failed_start(error: Exception) -> Exception:
+    """Return what a start raises that has failed with this."""
+    if isinstance(error, UnfitError):
+        return _unfit(error.failure)
+    if isinstance(error, AioPoolError):
+        return error
+    why = str(error) or "it was not within the time that a start has"
+    failed = InitializerError(f"the cluster could not be made ready: {why}")
+    failed.__cause__ = error
+    return failed
 
 
 def _retrieved(scattering: asyncio.Future[Any]) -> None:

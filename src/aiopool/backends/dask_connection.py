@@ -57,7 +57,7 @@ class Connection:
         """Connect; start a cluster if there is none."""
         self.loop = asyncio.get_running_loop()
         where = self._where
-        if isinstance(where, Client) and where.asynchronous and where.loop.asyncio_loop is self.loop:
+        if isinstance(where, Client) and where.asynchronous and _loop_of(where) is self.loop:
             self.client = where
             return where
         address, security = await self._address()
@@ -80,7 +80,7 @@ class Connection:
         if isinstance(where, str):
             return where, self._security
         if isinstance(where, Client):
-            return where.scheduler.address, where.security
+            return _address_of(where), where.security
         if getattr(where, "asynchronous", False) and isinstance(where, SpecCluster):
             await where
         return where.scheduler_address, getattr(where, "security", None)
@@ -95,7 +95,7 @@ class Connection:
                 await self.client.close()
         if self._own_cluster is not None:
             with contextlib.suppress(OSError, TimeoutError):
-                await self._own_cluster.close()
+                await (self._own_cluster.close() or _done())
         self.client = self._own_cluster = None
 
     def kill_own(self) -> None:
@@ -128,6 +128,21 @@ class Connection:
         """Return what there is in a few words."""
         backend = self.backend()
         return "a cluster of Dask" if backend is None else backend.describe()
+
+
+def _loop_of(client: Client) -> asyncio.AbstractEventLoop | None:
+    loop: asyncio.AbstractEventLoop | None = getattr(client.loop, "asyncio_loop", None)
+    return loop
+
+
+def _address_of(client: Client) -> str:
+    if client.scheduler is None:
+        raise ConnectionError(f"{client!r} is closed")
+    return str(client.scheduler.address)
+
+
+async def _done() -> None:
+    """Be what there is to await of something that is done already."""
 
 
 def _nobody() -> None:

@@ -17,10 +17,10 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import count
 from pickle import PickleBuffer
-from typing import Any, NamedTuple, SupportsIndex
+from typing import Any, SupportsIndex
 
 from distributed import Scheduler, SchedulerPlugin, Worker, WorkerPlugin, get_worker
-from distributed.worker import thread_state
+from distributed.protocol.serialize import dask_deserialize, dask_serialize
 
 from .. import failures, sharing, wire
 from ..parcels import LARGE, Payload
@@ -51,7 +51,7 @@ class Packed:
 
     def frame(self, kind: wire.Kind, number: int) -> wire.Frame:
         """Return it as a message that has come."""
-        pickled, *buffers = map(memoryview, self.parts)
+        pickled, *buffers = [memoryview(part) for part in self.parts]
         return wire.Frame(kind, 0, number, pickled, buffers)
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Callable[..., Packed], tuple[list[bytes | PickleBuffer]]]:
@@ -74,7 +74,7 @@ class Answered(enum.Enum):
     """It was not run: another worker had begun it before, or nobody wants it any more."""
 
 
-class Answer(NamedTuple):
+class Answer:
     """What a task returns.
 
     Attributes:
@@ -83,9 +83,51 @@ class Answer(NamedTuple):
         nanoseconds: how long it took.
     """
 
-    kind: Answered
-    packed: Packed
-    nanoseconds: int = 0
+    __slots__ = ("kind", "nanoseconds", "packed")
+
+    def __init__(self, kind: Answered, packed: Packed, nanoseconds: int = 0) -> None:
+        self.kind: Answered = kind
+        self.packed: Packed = packed
+        self.nanoseconds: int = nanoseconds
+
+    def __sizeof__(self) -> int:
+        return object.__sizeof__(self) + self.packed.__sizeof__()
+
+
+# Dask pickles results with a protocol of pickle that copies all buffers, unless it is told how else they travel.
+
+
+def _frames_of(packed: Packed) -> tuple[dict[str, Any], list[bytes | memoryview]]:
+    """Return what is told of parts, and the parts; empty ones do not travel."""
+    return {"lengths": [len(part) for part in packed.parts]}, [part for part in packed.parts if len(part)]
+
+
+def _packed_in(header: Mapping[str, Any], frames: Iterable[bytes | memoryview]) -> Packed:
+    """Return the parts, which may be written to; a frame that was compressed is read-only."""
+    frames = iter(frames)
+    parts = [next(frames) if length else b"" for length in header["lengths"]]
+    return Packed([part if not memoryview(part).readonly else memoryview(bytearray(part)) for part in parts])
+
+
+@dask_serialize.register(Packed)
+def _(packed: Packed) -> tuple[dict[str, Any], list[bytes | memoryview]]:
+    return _frames_of(packed)
+
+
+@dask_deserialize.register(Packed)
+def _(header: Mapping[str, Any], frames: Iterable[bytes | memoryview]) -> Packed:
+    return _packed_in(header, frames)
+
+
+@dask_serialize.register(Answer)
+def _(answer: Answer) -> tuple[dict[str, Any], list[bytes | memoryview]]:
+    header, frames = _frames_of(answer.packed)
+    return {**header, "kind": answer.kind.value, "nanoseconds": answer.nanoseconds}, frames
+
+
+@dask_deserialize.register(Answer)
+def _(header: Mapping[str, Any], frames: Iterable[bytes | memoryview]) -> Answer:
+    return Answer(Answered(header["kind"]), _packed_in(header, frames), header["nanoseconds"])
 
 
 class UnfitError(Exception):
@@ -217,8 +259,9 @@ class Desk(SchedulerPlugin):
 
     def remove_client(self, scheduler: Scheduler, client: str) -> None:
         """A client has gone, maybe ours."""
+        del scheduler
         if client == self._client:
-            scheduler._ongoing_background_tasks.call_soon(self.leave)
+            self._leaving = asyncio.ensure_future(self.leave())
 
 
 # In a worker.
@@ -333,7 +376,9 @@ class Site(WorkerPlugin):
 
     def run(self, call: int, retries: int, packed: Packed, shares: Mapping[int, Packed]) -> Answer:
         """Run a call, if the desk says so. In one of the worker's threads."""
-        asked = self._ask("claim", key=thread_state.key, call=call, retries=retries, worker=self._worker.address)
+        asked = self._ask(
+            "claim", key=self._worker.get_current_task(), call=call, retries=retries, worker=self._worker.address
+        )
         if not asyncio.run_coroutine_threadsafe(asked, self._loop).result():
             return Answer(Answered.REFUSED, Packed([b""]))
         if self.unfit is not None:
@@ -367,7 +412,9 @@ def share_in_key(token: str, key: object) -> int | None:
     return int(key[len(head) :]) if isinstance(key, str) and key.startswith(head) else None
 
 
-def run_call(call: int, retries: int, packed: Packed, *shared: Packed, token: str, shares: Sequence[int] = ()) -> Answer:
+def run_call(
+    call: int, retries: int, packed: Packed, *shared: Packed, token: str, shares: Sequence[int] = ()
+) -> Answer:
     """Run a call: what a task is made of."""
     site = get_worker().plugins.get(token)
     if not isinstance(site, Site):

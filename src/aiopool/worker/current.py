@@ -13,7 +13,8 @@ from ..parcels import wrap
 from ..pickling import Pickling
 
 __all__ = [
-    "Calls", "CurrentWorker", "Station", "begin", "being", "being_in_thread", "current_worker", "is_in_thread", "report",
+    "Calls", "CurrentWorker", "Station",
+    "begin", "being", "being_in_thread", "current_worker", "is_in_thread", "report",
 ]  # fmt: skip
 
 

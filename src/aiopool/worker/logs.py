@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from .. import wire
 from .outlet import Outlet
 
-__all__ = ["Levels", "forward"]
+__all__ = ["ForwardingHandler", "Levels", "forward"]
 
 PATIENCE = 1.0
 """Seconds that a record waits for the parent to read, before it and those after it are dropped."""
@@ -49,10 +49,18 @@ def forward(outlet: Outlet, levels: Levels) -> None:
     logging.root.addHandler(ForwardingHandler(outlet))
 
 
+class Patient(Protocol):
+    """Sends a message if it can do so before long; see `Outlet`."""
+
+    def send_soon(self, packets: Sequence[wire.Packet], patience: float, /) -> bool:
+        """Send a message, or return False."""
+        ...
+
+
 class ForwardingHandler(logging.Handler):
     """Sends records to the parent."""
 
-    def __init__(self, outlet: Outlet) -> None:
+    def __init__(self, outlet: Patient) -> None:
         super().__init__()
         self._outlet = outlet
         self._dropped = 0
