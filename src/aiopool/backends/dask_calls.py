@@ -303,6 +303,8 @@ class ClusterBackend:
         match message.pop("what"):
             case "began":
                 self._began(**message)
+            case "answered":
+                self._told_answer(**message)
             case "told":
                 self._told(**message)
             case "came":
@@ -325,6 +327,11 @@ class ClusterBackend:
                 timer.cancel()
             self._timers[call] = self.loop.call_later(limit, self._stop, [entry], late)
         self._changed()
+
+    def _told_answer(self, call: int, kind: str, nanoseconds: int, payload: bytes) -> None:
+        entry = self._ledger.entries.get(call)
+        if entry is not None and entry.call.phase is CallPhase.RUNNING:
+            self._answered(entry, Answer(Answered(kind), Packed([payload]), nanoseconds))
 
     def _told(self, kind: int, call: int, parts: Sequence[bytes]) -> None:
         payload, *buffers = parts

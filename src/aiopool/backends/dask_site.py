@@ -9,6 +9,7 @@ to know whether it has begun, knows. When the pool's client goes, in whatever wa
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import enum
 import logging
 import sys
@@ -70,6 +71,8 @@ class Answered(enum.Enum):
     FAILED = "failed"
     UNFIT = "unfit"
     """The initializer had failed in this worker."""
+    TOLD = "told"
+    """It is small, and has gone to the pool by itself, before the task's end."""
     REFUSED = "refused"
     """It was not run: another worker had begun it before, or nobody wants it any more."""
 
@@ -166,10 +169,11 @@ class Desk(SchedulerPlugin):
         """Open."""
         self._scheduler = scheduler
         self._over = asyncio.Event()
-        handlers = (self.claim, self.seat, self.attend, self.release, self.leave)
+        handlers: tuple[Callable[..., Any], ...] = (self.seat, self.attend, self.release, self.leave)
         self._handlers = {f"{self.name}_{handler.__name__}": handler for handler in handlers}
         scheduler.handlers.update(self._handlers)
-        scheduler.stream_handlers[f"{self.name}_told"] = self._pass_on
+        self._streams = {f"{self.name}_told": self._pass_on, f"{self.name}_claim": self._claim}
+        scheduler.stream_handlers.update(self._streams)
         for worker in scheduler.workers:
             self.add_worker(scheduler, worker)
         self._tell(what="open")
@@ -188,6 +192,11 @@ class Desk(SchedulerPlugin):
     def seat(self, worker: str) -> int:
         """Return the number of a worker's place."""
         return self._seats[worker]
+
+    def _claim(self, key: str, call: int, retries: int, worker: str) -> None:
+        """A worker asks for a call. It does so in the stream of its messages: a connection would cost more."""
+        answer = {"op": f"{self.name}_granted", "call": call, "granted": self.claim(key, call, retries, worker)}
+        self._scheduler.worker_send(worker, answer)
 
     def claim(self, key: str, call: int, retries: int, worker: str) -> bool:
         """Whether a worker may run a call now; the pool is told if so."""
@@ -224,9 +233,9 @@ class Desk(SchedulerPlugin):
             return
         self._over.set()
         scheduler = self._scheduler
-        for name in self._handlers:
-            scheduler.handlers.pop(name, None)
-        scheduler.stream_handlers.pop(f"{self.name}_told", None)
+        for handlers, ours in ((scheduler.handlers, self._handlers), (scheduler.stream_handlers, self._streams)):
+            for name in ours:
+                handlers.pop(name, None)
         scheduler.remove_plugin(self.name)
         if self.name in scheduler.worker_plugins:
             await scheduler.unregister_worker_plugin(None, self.name)
@@ -295,13 +304,15 @@ class Stream:
         self._token = token
         self._worker = worker
 
+    def put(self, stream: str, /, **message: object) -> None:
+        """Send a message; it comes to the desk before all that this thread leads to later."""
+        self._worker.loop.add_callback(self._worker.batched_send, {"op": f"{self._token}_{stream}", **message})
+
     def send(self, packets: Sequence[wire.Packet]) -> None:
-        """Send a message."""
-        loop = self._worker.loop
+        """Send what a job reports or logs."""
         for frame in wire.frames_of(packets):
             parts = [bytes(part) for part in (frame.payload or b"", *frame.buffers)]
-            told = {"op": f"{self._token}_told", "what": "told", "kind": frame.kind, "call": frame.call, "parts": parts}
-            loop.add_callback(self._worker.batched_send, told)
+            self.put("told", what="told", kind=frame.kind, call=frame.call, parts=parts)
 
     def send_soon(self, packets: Sequence[wire.Packet], patience: float) -> bool:
         """Send a message; it waits in this process for as long as it takes."""
@@ -340,7 +351,9 @@ class Site(WorkerPlugin):
         self._loop = asyncio.get_running_loop()
         seat = await self._ask("seat", worker=worker.address)
         self._handler: logging.Handler | None = None
-        stream = Stream(self.name, worker)
+        self._claims: dict[int, concurrent.futures.Future[bool]] = {}
+        worker.stream_handlers[f"{self.name}_granted"] = self._granted
+        self._stream = stream = Stream(self.name, worker)
         self.station = current.Station(seat, stream, ThreadsCall(), self._pickling)
         if self._forward_logs:
             self._handler = ForwardingHandler(stream)
@@ -361,7 +374,7 @@ class Site(WorkerPlugin):
 
     def teardown(self, worker: Worker) -> None:
         """Go."""
-        del worker
+        worker.stream_handlers.pop(f"{self.name}_granted", None)
         if self._handler is not None:
             logging.root.removeHandler(self._handler)
 
@@ -376,10 +389,7 @@ class Site(WorkerPlugin):
 
     def run(self, call: int, retries: int, packed: Packed, shares: Mapping[int, Packed]) -> Answer:
         """Run a call, if the desk says so. In one of the worker's threads."""
-        asked = self._ask(
-            "claim", key=self._worker.get_current_task(), call=call, retries=retries, worker=self._worker.address
-        )
-        if not asyncio.run_coroutine_threadsafe(asked, self._loop).result():
+        if not self._claim(call, retries):
             return Answer(Answered.REFUSED, Packed([b""]))
         if self.unfit is not None:
             return Answer(Answered.UNFIT, Packed([self.unfit]))
@@ -394,7 +404,22 @@ class Site(WorkerPlugin):
             del self.running[threading.get_ident()]
         self.station.calls += 1
         kind = Answered.RESULT if answer.kind == wire.Kind.RESULT else Answered.FAILED
+        if isinstance(answer.payload, bytes):
+            told = {"kind": kind.value, "nanoseconds": answer.nanoseconds, "payload": answer.payload}
+            self._stream.put("told", what="answered", call=call, **told)
+            return Answer(Answered.TOLD, Packed([b""]))
         return Answer(kind, Packed.of(answer.payload), answer.nanoseconds)
+
+    def _claim(self, call: int, retries: int) -> bool:
+        """Ask the desk for a call, and wait for what it says."""
+        claim = self._claims[call] = concurrent.futures.Future()
+        self._stream.put("claim", key=self._worker.get_current_task(), call=call, retries=retries)
+        return claim.result()
+
+    def _granted(self, call: int, granted: bool) -> None:  # noqa: FBT001 - of a message
+        """The desk has answered."""
+        if (claim := self._claims.pop(call, None)) is not None:
+            claim.set_result(granted)
 
 
 def _site(token: str, initializer: Initializer, pickling: Pickling, forward_logs: bool) -> Site:  # noqa: FBT001
