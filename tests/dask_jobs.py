@@ -44,12 +44,12 @@ def numbered_chunk(_item: object) -> tuple[int, int]:
 
 
 def plugins_here(dask_worker: Any) -> tuple[str, ...]:
-    return tuple(name for name in dask_worker.plugins if name.startswith("aiopool"))
+    return tuple(name for name in dask_worker.plugins if name.startswith("aiopool0"))
 
 
 def desks_here(dask_scheduler: Any) -> tuple[str, ...]:
     names = (*dask_scheduler.plugins, *dask_scheduler.handlers, *dask_scheduler.worker_plugins)
-    return tuple(name for name in names if str(name).startswith("aiopool"))
+    return tuple(name for name in names if str(name).startswith("aiopool0"))
 
 
 def shares_here(_item: object = None) -> int:

@@ -8,7 +8,7 @@ import traceback
 import uuid
 import warnings
 import weakref
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import dropwhile
 from pathlib import Path
@@ -204,7 +204,7 @@ class ClusterBackend:
             future = client.submit(
                 run_call, entry.call.id, entry.tries_left, _packed(payload.payload), *scattered,
                 token=self._token, shares=[share.id for share in shares], key=self._ledger.submitted(entry),
-                pure=False, fifo_timeout=0,
+                pure=False, fifo_timeout="0 s",
             )  # fmt: skip
         self._follow(entry, future)
 
@@ -240,7 +240,8 @@ class ClusterBackend:
         if client is None or not futures:
             return
         try:
-            answers: dict[int, Answer | None] = await client.gather(futures, errors="skip")
+            gathering: Any = client.gather(futures, errors="skip")
+            answers: dict[int, Answer | None] = await gathering
         except OSError:  # the scheduler is gone, which `_attend` hears of
             return
         for entry in entries:
@@ -417,12 +418,12 @@ class ClusterBackend:
         if client is None or client.scheduler is None:
             return {}
         try:
-            released: dict[str, str | None] = await getattr(client.scheduler, f"{self._token}_release")(
-                keys=list(keys), begun=begun
+            released: dict[str, str | None] | None = await _ask(
+                client, self._token, "release", keys=list(keys), begun=begun
             )
         except OSError:  # the scheduler is gone
             return {}
-        return released
+        return released or {}
 
     def _release(self, entries: Iterable[Entry]) -> None:
         """Have the cluster drop tasks whose calls end now."""
@@ -479,7 +480,7 @@ class ClusterBackend:
                     async with asyncio.timeout(PATIENCE):
                         await self._ask_release(keys, begun=True)
                         client.unsubscribe_topic(self._token)
-                        await getattr(client.scheduler, f"{self._token}_leave")()
+                        await _ask(client, self._token, "leave")
                 await self._restart_workers(addresses)
         finally:
             try:
@@ -588,11 +589,19 @@ class ClusterBackend:
         return [stack for worker in workers for stack in _stacks_of(worker, found.get(worker.address))]
 
 
+async def _ask(client: Client, token: str, what: str, **question: object) -> Any:
+    """Ask a pool's desk."""
+    scheduler: Any = client.scheduler
+    if scheduler is None:
+        raise ConnectionError("the client is closed")
+    return await scheduler.aiopool(pool=token, what=what, **question)
+
+
 async def _attend(client: Client, token: str, gone: weakref.WeakMethod[Callable[[Exception | None], None]]) -> None:
     """Wait for the end of the connection to the desk."""
     error: Exception | None = None
     try:
-        await getattr(client.scheduler, f"{token}_attend")()
+        await _ask(client, token, "attend")
     except OSError as lost:
         error = lost
     if (tell := gone()) is not None:
@@ -646,7 +655,7 @@ def _retrieved(scattering: asyncio.Future[Any]) -> None:
 
 
 @contextlib.contextmanager
-def _large_graphs() -> Iterator[None]:
+def _large_graphs() -> Generator[None, None, None]:
     """Have no warning that arguments are large: what to do about it in a pool is `AioPool.share`, not what it says."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sending large graph", UserWarning)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from distributed import Client, LocalCluster, Security, SpecCluster
 
@@ -92,7 +92,8 @@ class Connection:
         # The scheduler may be gone, or not answer any more: then there is nobody to take leave of.
         if self._own_client and self.client is not None:
             with contextlib.suppress(OSError, TimeoutError):
-                await self.client.close()
+                closing: Any = self.client.close()
+                await closing
         if self._own_cluster is not None:
             with contextlib.suppress(OSError, TimeoutError):
                 await (self._own_cluster.close() or _done())

@@ -11,11 +11,13 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import enum
+import inspect
 import logging
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import count
 from pickle import PickleBuffer
 from typing import Any, SupportsIndex
@@ -31,6 +33,10 @@ from ..worker.logs import ForwardingHandler
 from ..worker.main import Initializer, PickledInitializer
 
 __all__ = ["Answer", "Answered", "Desk", "Packed", "Site", "UnfitError", "run_call", "stacks_here"]
+
+
+DOOR = "aiopool"
+"""What messages of all pools are called. Who has heard of it does not forget it: an unknown one ends a connection."""
 
 
 class Packed:
@@ -112,23 +118,23 @@ def _packed_in(header: Mapping[str, Any], frames: Iterable[bytes | memoryview]) 
     return Packed([part if not memoryview(part).readonly else memoryview(bytearray(part)) for part in parts])
 
 
-@dask_serialize.register(Packed)
+@dask_serialize.register(Packed)  # pyright: ignore[reportUntypedFunctionDecorator]
 def _(packed: Packed) -> tuple[dict[str, Any], list[bytes | memoryview]]:
     return _frames_of(packed)
 
 
-@dask_deserialize.register(Packed)
+@dask_deserialize.register(Packed)  # pyright: ignore[reportUntypedFunctionDecorator]
 def _(header: Mapping[str, Any], frames: Iterable[bytes | memoryview]) -> Packed:
     return _packed_in(header, frames)
 
 
-@dask_serialize.register(Answer)
+@dask_serialize.register(Answer)  # pyright: ignore[reportUntypedFunctionDecorator]
 def _(answer: Answer) -> tuple[dict[str, Any], list[bytes | memoryview]]:
     header, frames = _frames_of(answer.packed)
     return {**header, "kind": answer.kind.value, "nanoseconds": answer.nanoseconds}, frames
 
 
-@dask_deserialize.register(Answer)
+@dask_deserialize.register(Answer)  # pyright: ignore[reportUntypedFunctionDecorator]
 def _(header: Mapping[str, Any], frames: Iterable[bytes | memoryview]) -> Answer:
     return Answer(Answered(header["kind"]), _packed_in(header, frames), header["nanoseconds"])
 
@@ -169,11 +175,8 @@ class Desk(SchedulerPlugin):
         """Open."""
         self._scheduler = scheduler
         self._over = asyncio.Event()
-        handlers: tuple[Callable[..., Any], ...] = (self.seat, self.attend, self.release, self.leave)
-        self._handlers = {f"{self.name}_{handler.__name__}": handler for handler in handlers}
-        scheduler.handlers.update(self._handlers)
-        self._streams = {f"{self.name}_told": self._pass_on, f"{self.name}_claim": self._claim}
-        scheduler.stream_handlers.update(self._streams)
+        scheduler.handlers.setdefault(DOOR, _door(scheduler))
+        scheduler.stream_handlers.setdefault(DOOR, partial(_hear, scheduler))
         for worker in scheduler.workers:
             self.add_worker(scheduler, worker)
         self._tell(what="open")
@@ -182,21 +185,20 @@ class Desk(SchedulerPlugin):
         # Not by the scheduler's log of events: that would keep them.
         self._scheduler.client_send(self._client, {"op": "event", "topic": self.name, "event": (0.0, message)})
 
-    def _pass_on(self, worker: str, **message: object) -> None:
-        """A job tells something."""
-        del worker
-        self._tell(**message)
+    def hear(self, worker: str, what: str, **message: Any) -> None:
+        """A worker says something. It does so in the stream of its messages: a connection would cost more."""
+        if what == "claim":
+            granted = self.claim(worker=worker, **message)
+            answer = {"op": DOOR, "pool": self.name, "call": message["call"], "granted": granted}
+            self._scheduler.worker_send(worker, answer)
+        else:
+            self._tell(what=what, **message)
 
     # What workers ask.
 
     def seat(self, worker: str) -> int:
         """Return the number of a worker's place."""
         return self._seats[worker]
-
-    def _claim(self, key: str, call: int, retries: int, worker: str) -> None:
-        """A worker asks for a call. It does so in the stream of its messages: a connection would cost more."""
-        answer = {"op": f"{self.name}_granted", "call": call, "granted": self.claim(key, call, retries, worker)}
-        self._scheduler.worker_send(worker, answer)
 
     def claim(self, key: str, call: int, retries: int, worker: str) -> bool:
         """Whether a worker may run a call now; the pool is told if so."""
@@ -233,9 +235,6 @@ class Desk(SchedulerPlugin):
             return
         self._over.set()
         scheduler = self._scheduler
-        for handlers, ours in ((scheduler.handlers, self._handlers), (scheduler.stream_handlers, self._streams)):
-            for name in ours:
-                handlers.pop(name, None)
         scheduler.remove_plugin(self.name)
         if self.name in scheduler.worker_plugins:
             await scheduler.unregister_worker_plugin(None, self.name)
@@ -273,6 +272,26 @@ class Desk(SchedulerPlugin):
             self._leaving = asyncio.ensure_future(self.leave())
 
 
+def _door(scheduler: Scheduler) -> Callable[..., Any]:
+    """Return what answers the questions that pools and workers ask a desk; with None if that is closed."""
+
+    async def answer(pool: str, what: str, **question: Any) -> Any:
+        desk = scheduler.plugins.get(pool)
+        if not isinstance(desk, Desk):
+            return None
+        found = getattr(desk, what)(**question)
+        return await found if inspect.isawaitable(found) else found
+
+    return answer
+
+
+def _hear(scheduler: Scheduler, worker: str, pool: str, what: str, **message: Any) -> None:
+    """Pass on what a worker says, to a desk that may be closed."""
+    desk = scheduler.plugins.get(pool)
+    if isinstance(desk, Desk):
+        desk.hear(worker, what, **message)
+
+
 # In a worker.
 
 
@@ -304,15 +323,15 @@ class Stream:
         self._token = token
         self._worker = worker
 
-    def put(self, stream: str, /, **message: object) -> None:
+    def put(self, **message: object) -> None:
         """Send a message; it comes to the desk before all that this thread leads to later."""
-        self._worker.loop.add_callback(self._worker.batched_send, {"op": f"{self._token}_{stream}", **message})
+        self._worker.loop.add_callback(self._worker.batched_send, {"op": DOOR, "pool": self._token, **message})
 
     def send(self, packets: Sequence[wire.Packet]) -> None:
         """Send what a job reports or logs."""
         for frame in wire.frames_of(packets):
             parts = [bytes(part) for part in (frame.payload or b"", *frame.buffers)]
-            self.put("told", what="told", kind=frame.kind, call=frame.call, parts=parts)
+            self.put(what="told", kind=frame.kind, call=frame.call, parts=parts)
 
     def send_soon(self, packets: Sequence[wire.Packet], patience: float) -> bool:
         """Send a message; it waits in this process for as long as it takes."""
@@ -338,6 +357,9 @@ class Site(WorkerPlugin):
         self._initializer = initializer
         self._pickling = pickling
         self._forward_logs = forward_logs
+        self._handler: logging.Handler | None = None
+        self._claims: dict[int, concurrent.futures.Future[bool]] = {}
+        self._closed = False
         self.unfit: bytes | None = None
         self.running: dict[int, int] = {}
         """Which call runs in which thread."""
@@ -349,10 +371,10 @@ class Site(WorkerPlugin):
         """Come into a worker, which may be long after the pool was started; run the initializer in its own thread."""
         self._worker = worker
         self._loop = asyncio.get_running_loop()
-        seat = await self._ask("seat", worker=worker.address)
-        self._handler: logging.Handler | None = None
-        self._claims: dict[int, concurrent.futures.Future[bool]] = {}
-        worker.stream_handlers[f"{self.name}_granted"] = self._granted
+        worker.stream_handlers.setdefault(DOOR, partial(_granted, worker))
+        seat = await worker.scheduler.aiopool(pool=self.name, what="seat", worker=worker.address)
+        if seat is None:  # the pool has just ended
+            return
         self._stream = stream = Stream(self.name, worker)
         self.station = current.Station(seat, stream, ThreadsCall(), self._pickling)
         if self._forward_logs:
@@ -374,7 +396,10 @@ class Site(WorkerPlugin):
 
     def teardown(self, worker: Worker) -> None:
         """Go."""
-        worker.stream_handlers.pop(f"{self.name}_granted", None)
+        del worker
+        self._closed = True
+        for call in list(self._claims):
+            self.granted(call, granted=False)
         if self._handler is not None:
             logging.root.removeHandler(self._handler)
 
@@ -383,9 +408,6 @@ class Site(WorkerPlugin):
         del start
         if finish in ("released", "forgotten") and (share := share_in_key(self.name, key)) is not None:
             sharing.drop(share)
-
-    async def _ask(self, what: str, **question: object) -> Any:
-        return await getattr(self._worker.scheduler, f"{self.name}_{what}")(**question)
 
     def run(self, call: int, retries: int, packed: Packed, shares: Mapping[int, Packed]) -> Answer:
         """Run a call, if the desk says so. In one of the worker's threads."""
@@ -406,20 +428,29 @@ class Site(WorkerPlugin):
         kind = Answered.RESULT if answer.kind == wire.Kind.RESULT else Answered.FAILED
         if isinstance(answer.payload, bytes):
             told = {"kind": kind.value, "nanoseconds": answer.nanoseconds, "payload": answer.payload}
-            self._stream.put("told", what="answered", call=call, **told)
+            self._stream.put(what="answered", call=call, **told)
             return Answer(Answered.TOLD, Packed([b""]))
         return Answer(kind, Packed.of(answer.payload), answer.nanoseconds)
 
     def _claim(self, call: int, retries: int) -> bool:
         """Ask the desk for a call, and wait for what it says."""
         claim = self._claims[call] = concurrent.futures.Future()
-        self._stream.put("claim", key=self._worker.get_current_task(), call=call, retries=retries)
+        if self._closed:
+            return False
+        self._stream.put(what="claim", key=self._worker.get_current_task(), call=call, retries=retries)
         return claim.result()
 
-    def _granted(self, call: int, granted: bool) -> None:  # noqa: FBT001 - of a message
-        """The desk has answered."""
+    def granted(self, call: int, *, granted: bool) -> None:
+        """The desk has answered, or never will."""
         if (claim := self._claims.pop(call, None)) is not None:
             claim.set_result(granted)
+
+
+def _granted(worker: Worker, pool: str, call: int, granted: bool) -> None:  # noqa: FBT001 - of a message
+    """Pass on what a desk has answered, to a site that may be gone."""
+    site = worker.plugins.get(pool)
+    if isinstance(site, Site):
+        site.granted(call, granted=granted)
 
 
 def _site(token: str, initializer: Initializer, pickling: Pickling, forward_logs: bool) -> Site:  # noqa: FBT001
