@@ -31,6 +31,7 @@ from aiopool import (
     WorkerStarted,
 )
 from aiopool.backends.dask import NOT_THERE, DaskBackend
+from aiopool.backends.dask_calls import ClusterBackend
 from dask_cluster import Cluster, cluster
 from latch import Latch
 from programs import session
@@ -61,6 +62,13 @@ async def workers_of(pool: AioPool, count: int) -> None:
     while len(pool.stats().workers) < count:
         arrived.clear()
         await arrived.wait()
+
+
+def backend_of(pool: AioPool) -> ClusterBackend:
+    """Return what runs a pool's calls."""
+    backend = pool._backend
+    assert isinstance(backend, ClusterBackend)
+    return backend
 
 
 # Cancelling, time limits.
@@ -96,6 +104,8 @@ async def test_a_running_call_that_is_cancelled_is_let_go_of_and_its_work_goes_o
     running.cancel()
     await asyncio.wait([running])
     assert running.cancelled()
+    await asyncio.sleep(0)
+    assert (backend_of(pool)._futures, backend_of(pool)._following) == ({}, {})
     gate.let()
     assert await latch.told() == "past the gate"
     assert pid in await pool.map(jobs.pid_of, range(8), chunksize=1)
@@ -391,7 +401,7 @@ async def test_a_client_of_this_loop_is_used_and_left_alone(dask: Cluster) -> No
     async with Client(dask.address, asynchronous=True, set_as_default=False) as client:
         async with AioPool(backend=DaskBackend(client)) as pool:
             assert await pool.apply(jobs.square, (3,)) == 9
-            assert pool._backend.remains.client is client  # type: ignore[attr-defined]
+            assert backend_of(pool).remains.client is client
         assert client.status == "running"
         assert set((await client.run(dask_jobs.plugins_here)).values()) == {()}
         assert await client.run_on_scheduler(dask_jobs.desks_here) == ()

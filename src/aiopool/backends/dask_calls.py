@@ -70,6 +70,7 @@ class ClusterBackend:
         self._ledger = Ledger(self._token)
         self._tally = Tally()
         self._futures: dict[int, Future[Answer]] = {}
+        self._following: dict[int, asyncio.Task[None]] = {}
         self._outbox: list[Entry] = []
         self._arrived: list[Entry] = []
         self._shares: dict[int, tuple[weakref.ref[Share], asyncio.Future[Future[Packed]]]] = {}
@@ -146,10 +147,11 @@ class ClusterBackend:
         await client.register_plugin(site)
         await asyncio.wait([self._open])
 
-    def _begin_task(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def _begin_task(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self.loop.create_task(coroutine)
         self.remains.tasks.add(task)
         task.add_done_callback(self.remains.tasks.discard)
+        return task
 
     # Taking calls.
 
@@ -210,7 +212,13 @@ class ClusterBackend:
 
     def _follow(self, entry: Entry, future: Future[Answer]) -> None:
         self._futures[entry.call.id] = future
-        self._begin_task(self._await(entry, future))
+        self._following[entry.call.id] = self._begin_task(self._await(entry, future))
+
+    def _unfollow(self, call: Call) -> None:
+        """Let go of a call's task, and of its result in the cluster."""
+        self._futures.pop(call.id, None)
+        if (following := self._following.pop(call.id, None)) is not None:
+            following.cancel()
 
     async def _await(self, entry: Entry, future: Future[Answer]) -> None:
         """Wait until the cluster is done with a task."""
@@ -281,7 +289,7 @@ class ClusterBackend:
                 entry, AioPoolError(f"{entry.call.name} was given to the cluster {entry.submissions} times: {why}")
             )
         else:
-            self._futures.pop(entry.call.id, None)
+            self._unfollow(entry.call)
             self._send(entry)
 
     def _end(self, entry: Entry, outcome: Outcome, *, served: bool = False) -> None:
@@ -290,7 +298,7 @@ class ClusterBackend:
             return
         if (timer := self._timers.pop(call.id, None)) is not None:
             timer.cancel()
-        self._futures.pop(call.id, None)  # which lets go of the result in the cluster
+        self._unfollow(call)
         now = self.loop.time()
         self._tally.ended(call, outcome, now)
         if self._tell is not None:
