@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import traceback
 import uuid
-import warnings
 import weakref
-from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import partial
-from itertools import dropwhile
-from pathlib import Path
 from typing import Any
 
 from distributed import Client, Future, KilledWorker
 
-from .. import failures, log_records, wire
+from .. import log_records, wire
 from ..calls import CANCELLED, Call, CallPhase, Outcome, Reply
-from ..exceptions import AioPoolError, BrokenPool, CallTimeout, InitializerError, PoolNotRunning, PoolTerminated
+from ..exceptions import AioPoolError, BrokenPool, CallTimeout, PoolNotRunning
 from ..hooks import CallStarted, WorkerLeft, WorkerStarted
 from ..phases import PoolPhase
 from ..pickling import Pickling
@@ -27,8 +23,22 @@ from ..stacks import WorkerStack
 from ..stats import PoolStats, Tally
 from .base import Wanted, in_loop
 from .dask_connection import Connection
-from .dask_site import Answer, Answered, Desk, Packed, Site, UnfitError, run_call, share_key, stacks_here
-from .ledger import ClusterWorker, Entry, Ledger
+from .dask_crossing import Answer, Answered, Packed
+from .dask_parts import (
+    all_shares,
+    ask,
+    attend,
+    failed_start,
+    hear,
+    large_graphs,
+    packed,
+    retrieved,
+    stacks_of,
+    terminated,
+    unfit,
+)
+from .dask_site import Desk, Site, run_call, share_key, stacks_here
+from .ledger import Entry, Ledger
 from .reports import NANO, ended
 
 __all__ = ["ClusterBackend"]
@@ -41,9 +51,6 @@ PATIENCE = 5.0
 
 MOST_SUBMISSIONS = 5
 """How often a call is given to the cluster that has lost it, time and again, before a worker began it."""
-
-OURS = str(Path(__file__).parent.parent)
-"""Where files lie whose frames are around every call."""
 
 
 class ClusterBackend:
@@ -125,7 +132,7 @@ class ClusterBackend:
             async with asyncio.timeout(self._wanted.start_timeout):
                 await self._enter(await self.remains.open())
         except Exception as error:  # noqa: BLE001 - raised again, in other words
-            failure = _failed_start(error)
+            failure = failed_start(error)
             self.terminate()
             await self.join()
         if failure is not None:
@@ -139,9 +146,9 @@ class ClusterBackend:
 
     async def _enter(self, client: Client) -> None:
         """Set up the desk and the sites."""
-        client.subscribe_topic(self._token, partial(_hear, weakref.WeakMethod(self._heard)))
+        client.subscribe_topic(self._token, partial(hear, weakref.WeakMethod(self._heard)))
         await client.register_plugin(Desk(self._token, client.id))
-        self._begin_task(_attend(client, self._token, weakref.WeakMethod(self._scheduler_gone)))
+        self._begin_task(attend(client, self._token, weakref.WeakMethod(self._scheduler_gone)))
         wanted = self._wanted
         site = Site(self._token, wanted.initializer, wanted.pickling, forward_logs=wanted.forward_logs)
         await client.register_plugin(site)
@@ -160,7 +167,7 @@ class ClusterBackend:
         call.submitted = self.loop.time()
         entry = self._ledger.accept(call)
         if self.phase not in (PoolPhase.RUNNING, PoolPhase.CLOSING):
-            self._end(entry, _terminated(call))
+            self._end(entry, terminated(call))
             return
         self._send(entry)
         self._changed()
@@ -179,9 +186,9 @@ class ClusterBackend:
             columns = (
                 [entry.call.id for entry in together],
                 [entry.tries_left for entry in together],
-                [_packed(entry.call.payload) for entry in together],
+                [packed(entry.call.payload) for entry in together],
             )
-            with _large_graphs():
+            with large_graphs():
                 futures = client.map(run_call, *columns, key=keys, token=self._token, pure=False, fifo_timeout="0 s")
             for entry, future in zip(together, futures, strict=True):
                 self._follow(entry, future)
@@ -191,7 +198,7 @@ class ClusterBackend:
 
     async def _send_sharing(self, entry: Entry, payload: Sharing) -> None:
         """Give a call to the cluster when it has what the call shares with others."""
-        shares = list(dict.fromkeys(_all_shares(payload)))
+        shares = list(dict.fromkeys(all_shares(payload)))
         try:
             scattered = [await self._scattered(share) for share in shares]
         except (OSError, TimeoutError) as error:
@@ -202,9 +209,9 @@ class ClusterBackend:
         client = self.remains.client
         if entry.call.phase is not CallPhase.WAITING or client is None:
             return
-        with _large_graphs():
+        with large_graphs():
             future = client.submit(
-                run_call, entry.call.id, entry.tries_left, _packed(payload.payload), *scattered,
+                run_call, entry.call.id, entry.tries_left, packed(payload.payload), *scattered,
                 token=self._token, shares=[share.id for share in shares], key=self._ledger.submitted(entry),
                 pure=False, fifo_timeout="0 s",
             )  # fmt: skip
@@ -263,7 +270,7 @@ class ClusterBackend:
         elif answer.kind is Answered.REFUSED:
             self._dropped(entry, "it was not run again")
         elif answer.kind is Answered.UNFIT:
-            self._end(entry, _unfit(bytes(answer.packed.parts[0])))
+            self._end(entry, unfit(bytes(answer.packed.parts[0])))
         else:
             payload, *buffers = answer.packed.parts
             seconds = answer.nanoseconds / NANO
@@ -426,7 +433,7 @@ class ClusterBackend:
         if client is None or client.scheduler is None:
             return {}
         try:
-            released: dict[str, str | None] | None = await _ask(
+            released: dict[str, str | None] | None = await ask(
                 client, self._token, "release", keys=list(keys), begun=begun
             )
         except OSError:  # the scheduler is gone
@@ -476,7 +483,7 @@ class ClusterBackend:
         keys = [entry.key for entry in entries if entry.submissions]
         addresses = list({entry.worker.address: None for entry in entries if entry.worker and self._restart})
         for entry in entries:
-            self._end(entry, _terminated(entry.call) if entry.call.verdict is None else entry.call.verdict)
+            self._end(entry, terminated(entry.call) if entry.call.verdict is None else entry.call.verdict)
         if self._ending is None:
             self._ending = self.loop.create_task(self._tear_down(keys, addresses))
 
@@ -488,7 +495,7 @@ class ClusterBackend:
                     async with asyncio.timeout(PATIENCE):
                         await self._ask_release(keys, begun=True)
                         client.unsubscribe_topic(self._token)
-                        await _ask(client, self._token, "leave")
+                        await ask(client, self._token, "leave")
                 await self._restart_workers(addresses)
         finally:
             try:
@@ -519,7 +526,7 @@ class ClusterBackend:
             self._ledger.move(PoolPhase.TERMINATING)
         if not self.loop.is_closed():
             for entry in self._ledger:
-                self._end(entry, _terminated(entry.call))
+                self._end(entry, terminated(entry.call))
         self._ledger.move(PoolPhase.CLOSED)
 
     def refusal(self) -> AioPoolError:
@@ -545,8 +552,8 @@ class ClusterBackend:
         return share
 
     def _scatter(self, share: Share) -> asyncio.Future[Future[Packed]]:
-        scattering = self.loop.create_task(self._scattering(share_key(self._token, share.id), _packed(share.payload)))
-        scattering.add_done_callback(_retrieved)
+        scattering = self.loop.create_task(self._scattering(share_key(self._token, share.id), packed(share.payload)))
+        scattering.add_done_callback(retrieved)
         self._shares[share.id] = weakref.ref(share), scattering
         return scattering
 
@@ -594,89 +601,4 @@ class ClusterBackend:
             with contextlib.suppress(OSError, TimeoutError, ValueError):
                 async with asyncio.timeout(PATIENCE):
                     found |= await client.run(stacks_here, self._token, workers=[worker.address])
-        return [stack for worker in workers for stack in _stacks_of(worker, found.get(worker.address))]
-
-
-async def _ask(client: Client, token: str, what: str, **question: object) -> Any:
-    """Ask a pool's desk."""
-    scheduler: Any = client.scheduler
-    if scheduler is None:
-        raise ConnectionError("the client is closed")
-    return await scheduler.aiopool(pool=token, what=what, **question)
-
-
-async def _attend(client: Client, token: str, gone: weakref.WeakMethod[Callable[[Exception | None], None]]) -> None:
-    """Wait for the end of the connection to the desk."""
-    error: Exception | None = None
-    try:
-        await _ask(client, token, "attend")
-    except OSError as lost:
-        error = lost
-    if (tell := gone()) is not None:
-        tell(error)
-
-
-def _hear(heard: weakref.WeakMethod[Callable[[dict[str, Any]], None]], event: tuple[float, dict[str, Any]]) -> None:
-    """Pass on what the desk tells, if anybody is there."""
-    if (hear := heard()) is not None:
-        hear(dict(event[1]))
-
-
-def _packed(payload: CallPayload) -> Packed:
-    return Packed.of(payload.payload if isinstance(payload, Sharing) else payload)
-
-
-def _all_shares(payload: CallPayload) -> Iterator[Share]:
-    """Yield the shares in a payload, those first that others stand on."""
-    if isinstance(payload, Sharing):
-        for share in payload.shares:
-            yield from _all_shares(share.payload)
-            yield share
-
-
-def _terminated(call: Call) -> PoolTerminated:
-    return PoolTerminated(f"the pool was terminated before {call.name} had finished")
-
-
-def _unfit(failure: bytes) -> InitializerError:
-    error = InitializerError("the initializer failed in a worker")
-    error.__cause__ = failures.decode(failure, None)
-    return error
-
-
-def _failed_start(error: Exception) -> Exception:
-    """Return what a start raises that has failed with this."""
-    if isinstance(error, UnfitError):
-        return _unfit(error.failure)
-    if isinstance(error, AioPoolError):
-        return error
-    why = str(error) or "it was not within the time that a start has"
-    failed = InitializerError(f"the cluster could not be made ready: {why}")
-    failed.__cause__ = error
-    return failed
-
-
-def _retrieved(scattering: asyncio.Future[Any]) -> None:
-    """See that a failure counts as seen: each call that needs the object is told of it."""
-    if not scattering.cancelled():
-        scattering.exception()
-
-
-@contextlib.contextmanager
-def _large_graphs() -> Generator[None, None, None]:
-    """Have no warning that arguments are large: what to do about it in a pool is `AioPool.share`, not what it says."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Sending large graph", UserWarning)
-        yield
-
-
-def _stacks_of(worker: ClusterWorker, found: dict[int, list[traceback.FrameSummary]] | None) -> Iterator[WorkerStack]:
-    """Yield what a worker does, for each call that it runs."""
-    if not found:
-        yield WorkerStack(worker.seat, worker.pid, None, None if found is None else [])
-        return
-    for call, frames in found.items():
-        entry = worker.running.get(call)
-        outside = dropwhile(lambda frame: not frame.filename.startswith(OURS), frames)
-        inner = list(dropwhile(lambda frame: frame.filename.startswith(OURS), outside))
-        yield WorkerStack(worker.seat, worker.pid, None if entry is None else entry.call.name, inner)
+        return [stack for worker in workers for stack in stacks_of(worker, found.get(worker.address))]
