@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from aiopool import (
 )
 from aiopool.backends.dask import NOT_THERE, DaskBackend
 from aiopool.backends.dask_calls import ClusterBackend
+from aiopool.backends.dask_site import Desk
 from dask_cluster import Cluster, cluster
 from latch import Latch
 from programs import session
@@ -507,3 +509,29 @@ async def test_a_cluster_with_certificates_takes_whom_it_trusts(tmp_path: Path) 
             refused = AioPool(backend=DaskBackend(secure.address, security=other), start_timeout=1.0)
             with pytest.raises(InitializerError, match="the cluster could not be made ready"):
                 await refused.start()
+
+
+def test_a_desk_grants_a_call_once_for_each_try_and_to_whom_has_it() -> None:
+    """Not what nobody wants any more, be it that it was dropped before it came."""
+    told: list[Any] = []
+    dropped: list[Any] = []
+    task = SimpleNamespace(processing_on=SimpleNamespace(address="a"))
+    scheduler: Any = SimpleNamespace(
+        tasks={"one": task, "idle": SimpleNamespace(processing_on=None)},
+        client_send=lambda _client, message: told.append(message["event"][1]),
+        client_releases_keys=lambda keys, _client: dropped.append(sorted(keys)),
+    )
+    desk = Desk("pool", "client")
+    desk._scheduler = scheduler
+    assert not desk.claim("gone", 1, 5, "a")
+    assert not desk.claim("idle", 1, 5, "a")
+    assert not desk.claim("one", 1, 5, "b")
+    assert [desk.claim("one", 1, 1, "a") for _ in range(3)] == [True, True, False]
+    assert told == [{"what": "began", "call": 1, "worker": "a"}] * 2
+    assert desk.release(["one", "idle"], begun=False) == {"idle": None}
+    assert desk.release(["one", "late"], begun=True) == {"one": "a", "late": None}
+    desk.update_graph(scheduler, keys={"late", "other"})
+    desk.update_graph(scheduler, keys={"late"})
+    assert dropped == [["idle"], ["late", "one"], ["late"]]
+    desk.transition("one", "memory", "forgotten")
+    assert desk.claim("one", 1, 0, "a")
