@@ -63,8 +63,8 @@ class ClusterBackend:
     """
 
     loop: asyncio.AbstractEventLoop
-    shortest_chunk = WORTHWHILE
-    resting = False
+    shortest_chunk: float = WORTHWHILE
+    resting: bool = False
 
     def __init__(self, connection: Connection, wanted: Wanted, *, restart_cancelled: bool) -> None:
         connection.backend = weakref.ref(self)

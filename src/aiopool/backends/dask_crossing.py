@@ -95,23 +95,23 @@ def _packed_in(header: Mapping[str, Any], frames: Iterable[bytes | memoryview]) 
 
 
 @dask_serialize.register(Packed)  # pyright: ignore[reportUntypedFunctionDecorator]
-def _(packed: Packed) -> tuple[dict[str, Any], list[bytes | memoryview]]:
+def _packed_to_frames(packed: Packed) -> tuple[dict[str, Any], list[bytes | memoryview]]:
     return _frames_of(packed)
 
 
 @dask_deserialize.register(Packed)  # pyright: ignore[reportUntypedFunctionDecorator]
-def _(header: Mapping[str, Any], frames: Iterable[bytes | memoryview]) -> Packed:
+def _frames_to_packed(header: Mapping[str, Any], frames: Iterable[bytes | memoryview]) -> Packed:
     return _packed_in(header, frames)
 
 
 @dask_serialize.register(Answer)  # pyright: ignore[reportUntypedFunctionDecorator]
-def _(answer: Answer) -> tuple[dict[str, Any], list[bytes | memoryview]]:
+def _answer_to_frames(answer: Answer) -> tuple[dict[str, Any], list[bytes | memoryview]]:
     header, frames = _frames_of(answer.packed)
     return {**header, "kind": answer.kind.value, "nanoseconds": answer.nanoseconds}, frames
 
 
 @dask_deserialize.register(Answer)  # pyright: ignore[reportUntypedFunctionDecorator]
-def _(header: Mapping[str, Any], frames: Iterable[bytes | memoryview]) -> Answer:
+def _frames_to_answer(header: Mapping[str, Any], frames: Iterable[bytes | memoryview]) -> Answer:
     return Answer(Answered(header["kind"]), _packed_in(header, frames), header["nanoseconds"])
 
 

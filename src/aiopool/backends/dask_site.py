@@ -261,7 +261,7 @@ class Site(WorkerPlugin):
         if seat is None:  # the pool has just ended
             return
         self._stream = stream = Stream(self.name, worker)
-        self.station = current.Station(seat, stream, ThreadsCall(), self._pickling)
+        self.station: current.Station = current.Station(seat, stream, ThreadsCall(), self._pickling)
         if self._forward_logs:
             self._handler = ForwardingHandler(stream)
             self._handler.addFilter(lambda _record: current.is_in_thread(self.station))

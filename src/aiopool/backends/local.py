@@ -52,7 +52,7 @@ class LocalBackend:
     """
 
     loop: asyncio.AbstractEventLoop
-    shortest_chunk = 0.0
+    shortest_chunk: float = 0.0
 
     def __init__(
         self,
