@@ -59,10 +59,16 @@ class Cell:
         self._numbers = itertools.count()
 
     def pool(
-        self, workers: int = WORKERS, *, recycle: int | None = None, grace: float = 0.0, single: bool = False
+        self,
+        workers: int = WORKERS,
+        *,
+        recycle: int | None = None,
+        grace: float = 0.0,
+        single: bool = False,
+        concurrency: int = 0,
     ) -> Peer:
         """Return a new pool; use it with ``async with``."""
-        return self.peer(Options(workers, recycle, grace, single))
+        return self.peer(Options(workers, recycle, grace, single, concurrency))
 
     def count(self, full: float, least: int = 1) -> int:
         """Return how many to do."""

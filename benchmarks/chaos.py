@@ -89,9 +89,12 @@ class Chaos:
         seed: of chance.
         hang: seconds after which something that has not ended never will.
         folder: for the journals.
+        coroutines: which part of the calls are coroutines or generators.
     """
 
-    def __init__(self, method: str, seconds: float, seed: int, hang: float, folder: Path) -> None:
+    def __init__(
+        self, method: str, seconds: float, seed: int, hang: float, folder: Path, coroutines: float = 0.0
+    ) -> None:
         self.ledger = Ledger()
         self.toll = Toll()
         self.verbs: Counter[str] = Counter()
@@ -101,6 +104,7 @@ class Chaos:
         self._method = method
         self._seconds = seconds
         self._hang = hang
+        self._coroutines = coroutines
         self._watchdog: asyncio.TimerHandle
         self._folder = folder
         self._chance = random.Random(f"{method} {seed}")  # noqa: S311 - chance, not secrecy
@@ -156,6 +160,7 @@ class Chaos:
             recycle_jitter=chance.choice([0, 0.5]),
             max_pending=bound,
             cancel_grace=chance.choice([0, 0.05, 0.5]),
+            concurrency=chance.choice([1, 2, 8, 32]) if self._coroutines else 1,
             timeout=timeout,
             retries=retries,
         )  # fmt: skip
@@ -176,7 +181,17 @@ class Chaos:
         journal = self._folder / f"journal-{self.ways.total()}"
         journal.touch()
         clients = [
-            Client(pool, terms, str(journal), self.ledger, self.verbs, self._chance, bounded=bounded, most=most)
+            Client(
+                pool,
+                terms,
+                str(journal),
+                self.ledger,
+                self.verbs,
+                self._chance,
+                bounded=bounded,
+                most=most,
+                coroutines=self._coroutines,
+            )
             for _ in range(self._chance.choice(CLIENTS))
         ]
         self._expect_progress(pool)
@@ -285,12 +300,14 @@ def _listed(counter: Counter[str]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counter.most_common())
 
 
-def run(method: str, seconds: float, seed: int, hang: float, loop_factory: Callable[[], Any] | None) -> bool:
+def run(
+    method: str, seconds: float, seed: int, hang: float, loop_factory: Callable[[], Any] | None, coroutines: float
+) -> bool:
     """Run chaos with one start method, print its table, and return whether all was well."""
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(_warm_up(method))
     with tempfile.TemporaryDirectory() as folder:
-        chaos = Chaos(method, seconds, seed, hang, Path(folder))
+        chaos = Chaos(method, seconds, seed, hang, Path(folder), coroutines)
         with _witness(chaos.ledger.amiss):
             before = Traces.now()
             with asyncio.Runner(loop_factory=loop_factory) as runner:
@@ -330,6 +347,10 @@ def main() -> int:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="start methods (all)")
     parser.add_argument("--loop", choices=["asyncio", "uvloop"], default="asyncio", help="(%(default)s)")
     parser.add_argument("--hang", type=float, default=90.0, help="seconds until a call counts as lost (%(default)s)")
+    parser.add_argument(
+        "--coroutines", type=float, default=0.0, metavar="PART",
+        help="which part of the calls are coroutines or generators, from 0 to 1 (%(default)s)",
+    )  # fmt: skip
     options = parser.parse_args()
     faulthandler.register(signal.SIGALRM, chain=True)
     loop_factory = importlib.import_module(options.loop).new_event_loop
@@ -338,7 +359,10 @@ def main() -> int:
         f" Python {platform.python_version()}",
         flush=True,
     )
-    well = [run(method, options.minutes * 60, options.seed, options.hang, loop_factory) for method in options.methods]
+    well = [
+        run(method, options.minutes * 60, options.seed, options.hang, loop_factory, options.coroutines)
+        for method in options.methods
+    ]
     return 0 if all(well) else 1
 
 

@@ -8,7 +8,18 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Iterable
 from typing import Any, NamedTuple, TypeVar
 
-from chaos_jobs import ENDLESS, Answer, Order, content, perform, perform_parts
+from chaos_jobs import (
+    ENDLESS,
+    Answer,
+    Order,
+    content,
+    generate,
+    generate_on_loop,
+    perform,
+    perform_on_loop,
+    perform_parts,
+    perform_parts_on_loop,
+)
 from chaos_ledger import KINDS, Ledger
 
 from aiopool import AioPool, ImapIterator, PoolFull, PoolNotRunning, ResultTimeout
@@ -56,6 +67,7 @@ class Client:
         chance: decides.
         bounded: whether a call may be refused because too many wait.
         most: how many items a map may have.
+        coroutines: which part of the calls are coroutines or generators.
     """
 
     def __init__(
@@ -69,6 +81,7 @@ class Client:
         *,
         bounded: bool,
         most: int,
+        coroutines: float = 0.0,
     ) -> None:
         self._pool = pool
         self._terms = terms
@@ -78,13 +91,17 @@ class Client:
         self._chance = chance
         self._refusable = {"refused"} if bounded else set()
         self._most = most
+        self._coroutines = coroutines
         self.over = False
 
     async def run(self) -> None:
         """Make calls."""
         deeds = [self.apply, self.apply, self.apply_async, self.map, self.map_async, self.stream]
         while not self.over:
-            await self._chance.choice(deeds)()
+            if self._coroutines and self._chance.random() < self._coroutines / 5:
+                await self.generate()
+            else:
+                await self._chance.choice(deeds)()
 
     # Chance.
 
@@ -94,6 +111,15 @@ class Client:
         timeout = self._chance.choice([None, self._chance.uniform(0.01, longest)])
         retries = self._chance.choice([0, 0, 2])
         return Terms({"timeout": timeout, "retries": retries}, timeout, 1 + retries)
+
+    def _on_loop(self) -> bool:
+        return bool(self._coroutines) and self._chance.random() < self._coroutines
+
+    def _job(self) -> Any:
+        return perform_on_loop if self._on_loop() else perform
+
+    def _job_of_parts(self) -> Any:
+        return perform_parts_on_loop if self._on_loop() else perform_parts
 
     def _choose_patience(self) -> float | None:
         return self._chance.expovariate(20) if self._chance.random() < 0.2 else None
@@ -151,7 +177,7 @@ class Client:
         if order.fate in ENDLESS and terms.timeout is None and patience is None:
             patience = self._chance.uniform(0.01, 0.3)
         self._open([order], terms, *["cancelled"] * (patience is not None))
-        call = self._pool.apply(perform, (order,), **terms.given)
+        call = self._pool.apply(self._job(), (order,), **terms.given)
         answer = await self._outcome(call, patience)
         self._settle([order], answer if isinstance(answer, BaseException) else [answer])
 
@@ -164,11 +190,11 @@ class Client:
         try:
             if terms is self._terms and self._chance.random() < 0.3:
                 self._verbs["submit"] += 1
-                result = self._pool.submit(perform, order)
+                result = self._pool.submit(self._job(), order)
                 result.add_done_callback(lambda done: told.append(done) if not done.cancelled() else None)
             else:
                 self._verbs["apply_async"] += 1
-                result = self._pool.apply_async(perform, (order,), None, told.append, told.append, **terms.given)
+                result = self._pool.apply_async(self._job(), (order,), None, told.append, told.append, **terms.given)
         except (PoolFull, PoolNotRunning) as refused:
             self._settle([order], refused)
             await asyncio.sleep(0.02)
@@ -183,6 +209,41 @@ class Client:
             self._ledger.amiss.append(f"call {order.number} has called back {len(told)} times; outcome {answer!r:.80}")
         self._settle([order], answer if isinstance(answer, BaseException) else [answer])
 
+    async def generate(self) -> None:
+        """A generator's values, maybe not all of them."""
+        self._verbs["stream"] += 1
+        order, timeout = self._order(ALONE), self._choose_terms(0.3).timeout
+        if order.fate == "hoard":
+            order = order._replace(fate="value")
+        patience = self._choose_patience()
+        if order.fate in ENDLESS and timeout is None and patience is None:
+            patience = self._chance.uniform(0.01, 0.3)
+        terms = Terms({}, timeout, 1)
+        self._open([order], terms, *self._refusable, *["left"] * (patience is not None))
+        view = self._pool.options(timeout=timeout, buffersize=self._chance.choice([1, 5, 64]))
+        count, values = self._chance.choice([0, 3, 200]), list[Any]()
+        try:
+            stream = view.stream(generate_on_loop if self._on_loop() else generate, order, count)
+        except (PoolFull, PoolNotRunning) as refused:
+            self._settle([order], refused)
+            await asyncio.sleep(0.02)
+            return
+
+        async def read() -> None:
+            async for value in stream:
+                values.append(value)
+
+        outcome = await self._outcome(read(), patience)
+        await stream.aclose()
+        if values[:count] != list(range(len(values[:count]))):
+            self._ledger.amiss.append(f"stream {order.number} has brought {values[:count]!r:.80}")
+        if type(outcome) is TimeoutError:
+            self._ledger.end(order.number, "left")
+        elif isinstance(outcome, BaseException):
+            self._settle([order], outcome)
+        else:
+            self._settle([order], values[count:])
+
     async def map(self) -> None:
         """A map, awaited; maybe not for long."""
         self._verbs["map"] += 1
@@ -190,9 +251,9 @@ class Client:
         orders, chunksize = self._orders(terms), self._chance.choice([None, 1, 3])
         self._open(orders, terms, "dropped", *["cancelled"] * (patience is not None))
         if self._chance.random() < 0.5:
-            call = self._pool.map(perform, self._source(orders), chunksize, **terms.given)
+            call = self._pool.map(self._job(), self._source(orders), chunksize, **terms.given)
         else:
-            call = self._pool.starmap(perform_parts, self._source(orders), chunksize, **terms.given)
+            call = self._pool.starmap(self._job_of_parts(), self._source(orders), chunksize, **terms.given)
         self._settle(orders, await self._outcome(call, patience), partly=True)
 
     async def map_async(self) -> None:
@@ -203,9 +264,9 @@ class Client:
         self._open(orders, terms, "dropped", *self._refusable, *["cancelled"] * cancel)
         try:
             if self._chance.random() < 0.5:
-                result = self._pool.map_async(perform, self._source(orders), chunksize, **terms.given)
+                result = self._pool.map_async(self._job(), self._source(orders), chunksize, **terms.given)
             else:
-                result = self._pool.starmap_async(perform_parts, self._source(orders), chunksize, **terms.given)
+                result = self._pool.starmap_async(self._job_of_parts(), self._source(orders), chunksize, **terms.given)
         except (PoolFull, PoolNotRunning) as refused:
             self._settle(orders, refused)
             await asyncio.sleep(0.02)
@@ -223,7 +284,9 @@ class Client:
         self._open(orders, terms, "left")
         verb = self._pool.imap if ordered else self._pool.imap_unordered
         try:
-            iterator = verb(perform, self._source(orders), chunksize, self._chance.choice([None, 1, 5]), **terms.given)
+            iterator = verb(
+                self._job(), self._source(orders), chunksize, self._chance.choice([None, 1, 5]), **terms.given
+            )
         except PoolNotRunning as refused:
             self._settle(orders, refused)
             return

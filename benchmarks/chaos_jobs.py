@@ -7,7 +7,7 @@ import resource
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any, NamedTuple
 
 from aiopool import CallInterrupted
@@ -65,6 +65,58 @@ def perform(order: Order) -> Answer:
 def perform_parts(*parts: Any) -> Answer:
     """Do the same, for a starmap."""
     return perform(Order(*parts))
+
+
+async def perform_on_loop(order: Order) -> Answer:
+    """Do the same as a coroutine, which waits for a moment first, so that there are others beside it."""
+    await _wait(order.number % 5 / 1000)
+    if order.fate not in WAITING:
+        return perform(order)
+    perform(order._replace(fate="value"))  # but for the fate, which is met here
+    await WAITING[order.fate]()
+    raise AssertionError(order)
+
+
+async def perform_parts_on_loop(*parts: Any) -> Answer:
+    """Do the same, for a starmap."""
+    return await perform_on_loop(Order(*parts))
+
+
+def generate(order: Order, count: int) -> Iterator[int | Answer]:
+    """Yield some numbers, then do the same."""
+    yield from range(count)
+    yield perform(order)
+
+
+async def generate_on_loop(order: Order, count: int) -> AsyncIterator[int | Answer]:
+    """Yield some numbers, then do the same."""
+    for number in range(count):
+        yield number
+    yield await perform_on_loop(order)
+
+
+async def _wait(seconds: float) -> None:
+    import asyncio
+
+    await asyncio.sleep(seconds)
+
+
+async def _resist_on_loop() -> None:
+    """Go on whenever this is cancelled."""
+    import asyncio
+
+    while True:
+        try:
+            await asyncio.sleep(1000)
+        except asyncio.CancelledError:
+            continue
+
+
+WAITING: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
+    "sleep": lambda: _wait(1000),
+    "resist": _resist_on_loop,
+}
+"""What coroutines do without holding up those beside them."""
 
 
 def exit_code(number: int) -> int:

@@ -87,6 +87,9 @@ class Watch:
             self._toll.workers += 1
             self._toll.pids.add(end.pid)
             self._toll.ends[self._way(worker)] += 1
+            record = self._backend._dispatcher.workers[worker]  # noqa: SLF001
+            if record.culprit is not None and record.width > 1 and end.exitcode is not None:
+                self._ledger.killed(end.pid, end.exitcode)  # for those beside one that did not stop
         self._gone(worker, end)
 
     def _way(self, worker: int) -> str:

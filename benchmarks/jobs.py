@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 GIVEN = 8
@@ -63,6 +63,24 @@ def ones(count: int) -> Any:
     import numpy as np
 
     return np.ones(count)
+
+
+async def nap(seconds: float) -> float:
+    """Wait, and let others go on."""
+    import asyncio
+
+    await asyncio.sleep(seconds)
+    return seconds
+
+
+async def trivial_coroutine(x: int) -> int:
+    """Do nothing, as a coroutine."""
+    return x
+
+
+def numbers(count: int) -> Iterator[int]:
+    """Yield small values."""
+    yield from range(count)
 
 
 async def as_coroutine(func: Callable[..., Any], *args: Any) -> Any:

@@ -90,6 +90,16 @@ def _calls() -> Iterable[Line]:
                limit=work.dask_client, limit_title="Dask's own client.map and gather")  # fmt: skip
 
 
+def _coroutines() -> Iterable[Line]:
+    yield Line("coroutines", "gather of 2,000 coroutines that wait 10 ms, 32 at once in each worker", "calls/s", True,
+               work.coroutines, (Target("aiomultiprocess", 3),), needs=frozenset({"coroutines"}))  # fmt: skip
+    yield Line("coroutine_round_trip", "one trivial coroutine at a time, median", "ms", False,
+               work.coroutine_round_trip, NO_WORSE, needs=frozenset({"coroutines"}))  # fmt: skip
+    yield Line("stream", "a stream of 100,000 small values", "values/s", True, work.stream,
+               (Target(VALUE, 100_000), Target(LIMIT_OF_MACHINE, 1)), needs=frozenset({"stream"}),
+               limit=work.burst(5000), limit_title="one call for each value")  # fmt: skip
+
+
 def _payloads() -> Iterable[Line]:
     yield Line("payload_in", "a 100 MB NumPy array as argument", "GB/s", True, work.payload_in, COPIED,
                limit=limits.array_copy, limit_title="memcpy")  # fmt: skip
@@ -135,7 +145,7 @@ def _growth() -> Iterable[Line]:
                    limit=work.burst(5000, each=True), limit_title="with 2 workers")  # fmt: skip
 
 
-LINES = {line.name: line for group in (_calls, _payloads, _lives, _costs, _growth) for line in group()}
+LINES = {line.name: line for group in (_calls, _coroutines, _payloads, _lives, _costs, _growth) for line in group()}
 
 
 def named(names: Iterable[str]) -> list[Line]:

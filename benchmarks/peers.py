@@ -36,12 +36,14 @@ class Options:
         recycle: after how many calls a worker is replaced.
         grace: seconds that a cancelled call has to stop.
         single: whether a worker is to take one call at a time, where that is a choice.
+        concurrency: how many coroutines a worker runs at once, where that is a choice; 0 for what the pool does itself.
     """
 
     workers: int = 2
     recycle: int | None = None
     grace: float = 0.0
     single: bool = False
+    concurrency: int = 0
 
 
 class Peer(Protocol):
@@ -54,7 +56,8 @@ class Peer(Protocol):
     module: ClassVar[str]
     """Imported before anything is measured."""
     abilities: ClassVar[frozenset[str]]
-    """Of ``map``, ``imap``, ``recycle``, ``kill`` (cancelling ends the call), ``interrupt`` (its worker may stay)."""
+    """Of ``map``, ``imap``, ``recycle``, ``kill`` (cancelling ends the call), ``interrupt`` (its worker may stay),
+    ``coroutines``, ``stream``."""
 
     def __init__(self, options: Options) -> None: ...
 
@@ -68,6 +71,14 @@ class Peer(Protocol):
     def call(self, func: Callable[..., Any], /, *args: Any) -> Awaitable[Any]:
         """Begin a call, in the way that gives a future if there is one, or else a coroutine."""
         ...
+
+    def await_(self, func: Callable[..., Awaitable[Any]], /, *args: Any) -> Awaitable[Any]:
+        """Begin a call of a coroutine function."""
+        raise NotImplementedError
+
+    def stream(self, func: Callable[..., Iterable[Any]], /, *args: Any) -> AsyncIterator[Any]:
+        """Give what a generator yields, as it yields it."""
+        raise NotImplementedError
 
     def map(self, func: Callable[[Any], Any], items: Sequence[Any]) -> Awaitable[Sequence[Any]]:
         """Call for each item, many in each message."""
@@ -115,13 +126,17 @@ class Aiopool(Peer):
     """What this is about."""
 
     name, label, distribution, module = "aiopool", "aiopool", "aiopool", "aiopool.pool"
-    abilities = frozenset({"map", "imap", "recycle", "kill", "interrupt"})
+    abilities = frozenset({"map", "imap", "recycle", "kill", "interrupt", "coroutines", "stream"})
 
     def __init__(self, options: Options) -> None:
         from aiopool import AioPool
 
         self._pool = AioPool(
-            options.workers, maxtasksperchild=options.recycle, context=start_method(), cancel_grace=options.grace
+            options.workers,
+            maxtasksperchild=options.recycle,
+            context=start_method(),
+            cancel_grace=options.grace,
+            concurrency=options.concurrency or 1,
         )
 
     async def __aenter__(self) -> Self:
@@ -134,6 +149,12 @@ class Aiopool(Peer):
 
     def call(self, func: Callable[..., Any], /, *args: Any) -> Awaitable[Any]:
         return self._pool.submit(func, *args)
+
+    def await_(self, func: Callable[..., Awaitable[Any]], /, *args: Any) -> Awaitable[Any]:
+        return self._pool.submit(func, *args)
+
+    def stream(self, func: Callable[..., Iterable[Any]], /, *args: Any) -> AsyncIterator[Any]:
+        return self._pool.stream(func, *args)
 
     def map(self, func: Callable[[Any], Any], items: Sequence[Any]) -> Awaitable[Sequence[Any]]:
         return self._pool.map(func, items)
@@ -251,7 +272,7 @@ class Aiomultiprocess(Peer):
 
     name, label, distribution = "aiomultiprocess", "aiomultiprocess", "aiomultiprocess"
     module = "aiomultiprocess"
-    abilities = frozenset({"imap", "recycle"})
+    abilities = frozenset({"imap", "recycle", "coroutines"})
 
     def __init__(self, options: Options) -> None:
         import aiomultiprocess
@@ -260,7 +281,7 @@ class Aiomultiprocess(Peer):
         self._pool = aiomultiprocess.Pool(
             options.workers,
             maxtasksperchild=options.recycle or 0,
-            childconcurrency=1 if options.single else aiomultiprocess.pool.CHILD_CONCURRENCY,
+            childconcurrency=1 if options.single else options.concurrency or aiomultiprocess.pool.CHILD_CONCURRENCY,
         )
 
     async def __aexit__(self, *_: object) -> None:
@@ -268,7 +289,10 @@ class Aiomultiprocess(Peer):
         await self._pool.join()
 
     def call(self, func: Callable[..., Any], /, *args: Any) -> Awaitable[Any]:
-        awaitable: Awaitable[Any] = self._pool.apply(jobs.as_coroutine, (func, *args))
+        return self.await_(jobs.as_coroutine, func, *args)
+
+    def await_(self, func: Callable[..., Awaitable[Any]], /, *args: Any) -> Awaitable[Any]:
+        awaitable: Awaitable[Any] = self._pool.apply(func, args)
         return awaitable
 
     def imap(self, func: Callable[[Any], Any], items: Sequence[Any]) -> AsyncIterator[Any]:

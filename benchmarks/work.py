@@ -9,7 +9,7 @@ import os
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 from . import jobs, processes
@@ -18,9 +18,9 @@ from .limits import ARRAY_BYTES
 from .peers import NotThere, Peer
 
 __all__ = [
-    "Work", "bare_cpu", "bare_lag", "burst", "busy_burst", "cancel", "dask_client", "dask_map", "idle", "imap",
-    "loop_lag", "map_", "payload_in", "payload_out", "plain_call", "queue", "recycle", "round_trip", "share",
-    "share_copies", "start", "start_and_exit", "worker_memory",
+    "Work", "bare_cpu", "bare_lag", "burst", "busy_burst", "cancel", "coroutine_round_trip", "coroutines",
+    "dask_client", "dask_map", "idle", "imap", "loop_lag", "map_", "payload_in", "payload_out", "plain_call", "queue",
+    "recycle", "round_trip", "share", "share_copies", "start", "start_and_exit", "stream", "worker_memory",
 ]  # fmt: skip
 
 
@@ -37,6 +37,12 @@ MILLISECOND = 0.001
 
 PATIENCE = 2.0
 """Seconds after which a line that repeats one call has repeated it often enough."""
+
+NAP = 0.01
+"""Seconds that a coroutine waits."""
+
+AT_ONCE = 32
+"""Coroutines that a worker runs at once."""
 
 CALLERS = 8
 
@@ -92,10 +98,10 @@ async def busy_burst(cell: Cell) -> float:
     return count * BUSY / seconds
 
 
-async def _round_trip(pool: Peer, count: int) -> float:
+async def _round_trip(pool: Peer, count: int, call: Callable[[], Awaitable[Any]] | None = None) -> float:
     times, until = [], time.perf_counter() + PATIENCE
-    for number in range(count):
-        times.append(await clocked(lambda: pool.call(jobs.trivial, number)))  # noqa: B023 - called at once
+    for _ in range(count):
+        times.append(await clocked(call or (lambda: pool.call(jobs.trivial, 1))))
         if time.perf_counter() > until:
             break
     return 1000 * statistics.median(times)
@@ -188,6 +194,43 @@ async def dask_client(cell: Cell) -> float:
         async with Client(cluster, asynchronous=True) as client:
             await client.gather(client.map(jobs.busy, items[:20], pure=False))
             return len(items) / await clocked(lambda: client.gather(client.map(jobs.busy, items, pure=False)))
+
+
+# Coroutines and streams.
+
+
+async def coroutines(cell: Cell) -> float:
+    """Return the calls a second of coroutines that wait."""
+    count = cell.count(2000, 10)
+    async with cell.pool(concurrency=AT_ONCE) as pool:
+        await warm_up(pool)
+        await asyncio.gather(*(pool.await_(jobs.nap, NAP) for _ in range(max(1, count // 10))))
+        began = time.perf_counter()
+        values = await asyncio.gather(*(pool.await_(jobs.nap, NAP) for _ in range(count)))
+        seconds = time.perf_counter() - began
+    _check(values, [NAP] * count)
+    return count / seconds
+
+
+async def coroutine_round_trip(cell: Cell) -> float:
+    """Return the milliseconds of one trivial coroutine at a time, at the median."""
+    async with cell.pool() as pool:
+        await warm_up(pool)
+        await pool.await_(jobs.trivial_coroutine, 1)
+        return await _round_trip(pool, cell.count(2000, 10), lambda: pool.await_(jobs.trivial_coroutine, 1))
+
+
+async def stream(cell: Cell) -> float:
+    """Return the values a second of a stream of small ones."""
+    count = cell.count(100_000, 100)
+    async with cell.pool(1) as pool:
+        await warm_up(pool, 1)
+        values = [value async for value in pool.stream(jobs.numbers, max(1, count // 10))]
+        began = time.perf_counter()
+        values = [value async for value in pool.stream(jobs.numbers, count)]
+        seconds = time.perf_counter() - began
+    _check(values, range(count))
+    return count / seconds
 
 
 # Large arguments and results.

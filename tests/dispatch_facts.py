@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections import deque
 from collections.abc import Callable
+from itertools import islice
 from typing import NamedTuple
 
-from aiopool.calls import CANCELLED, Call, Outcome, Reply
+from aiopool.calls import CANCELLED, Call, CallKind, Outcome, Reply
 from aiopool.decisions import AHEAD, OVERDUE
 from aiopool.dispatch import Dispatcher
 from aiopool.exceptions import CallTimeout
@@ -34,6 +35,9 @@ class Ticket:
     begun: int = 0
     tries: int = 0  # how many workers have died under it
     unseen: bool = False  # a worker that had it has died before it read it
+    expected: bool = False  # its worker is thought to run it
+    interrupted: bool = False  # its worker was told to stop it
+    deadline: float | None = None  # for it to have begun, to have ended, or to have stopped
 
     def __repr__(self) -> str:
         return f"<Ticket {self.call.name}>"
@@ -42,6 +46,11 @@ class Ticket:
     def cost(self) -> float:
         """How long it should take."""
         return self.call.pace.seconds * self.call.weight
+
+    @property
+    def has_grace(self) -> bool:
+        """Whether it has time to stop where the pool gives none."""
+        return self.call.kind is not CallKind.FUNCTION
 
     def ends_as(self, otherwise: Outcome) -> bool:
         """Whether it has ended as what was decided on it first, or else as what came then."""
@@ -76,7 +85,7 @@ class Process:
 
     number: int
     seat: int
-    deadline: float | None  # for it to be ready, to have answered, to have stopped, or to be gone
+    deadline: float | None  # for it to be ready, or to be gone
     limit: int | None = None  # so many calls it may serve
     age: float | None = None  # for so long it may serve
     worn_at: float | None = None  # when its age is reached
@@ -96,9 +105,10 @@ class Process:
     taken: int = 0
     served: int = 0
     held: deque[Ticket] = dataclasses.field(default_factory=deque)  # sent and not answered, as far as is known
-    interrupted: Ticket | None = None
+    width: int = 1  # how many of these it runs at once
+    culprit: Ticket | None = None  # did not stop in time
     inbox: deque[Ticket] = dataclasses.field(default_factory=deque)
-    running: Ticket | None = None
+    running: list[Ticket] = dataclasses.field(default_factory=list)
     outbox: deque[Message] = dataclasses.field(default_factory=deque)
 
     load: float = 0.0  # how long its calls should take
@@ -120,13 +130,28 @@ class Process:
         return len(self.held) - sum(isinstance(message, Answer) for message in self.outbox)
 
     @property
+    def inside(self) -> list[Ticket]:
+        """What it runs, as far as can be known."""
+        return list(self.held)[: self.width]
+
+    @property
+    def stopping(self) -> bool:
+        """Whether anything in it is to stop."""
+        return any(ticket.stopping for ticket in (self.held if self.width > 1 else self.inside))
+
+    @property
+    def keeps(self) -> bool:
+        """Whether it has what it has not begun, and others could."""
+        return len(self.held) > 1 and (bool(self.inbox) if self.width > 1 else self.unanswered > 1)
+
+    @property
     def serving(self) -> bool:
         """Whether it may get calls, if its seat is its own."""
         return self.seated and self.ready and not self.unfit
 
     def soon_done(self, ticket: Ticket) -> bool:
         """Whether it should be done with all that it has, and with this call, before long."""
-        return self.load + ticket.cost <= AHEAD
+        return (self.load + ticket.cost) / self.width <= AHEAD
 
     def takes(self, ticket: Ticket) -> bool:
         """Whether a chunk fits into what it has left to serve."""
@@ -145,11 +170,18 @@ class Facts:
         policy: RecyclePolicy | None = None,
         grace: float = 0.0,
         idling: IdlePolicy | None = None,
+        concurrency: int = 1,
     ) -> None:
-        self.seats, self.depth, self.grace = seats, depth, grace
+        self.seats, self.depth, self.grace, self.concurrency = seats, depth, grace, concurrency
         self.policy, self.idling = policy or RecyclePolicy(), idling or IdlePolicy()
         self.dispatcher = Dispatcher(
-            seats, self.policy, depth=depth, grace=grace, idling=self.idling, jitter=self._throw
+            seats,
+            self.policy,
+            depth=depth,
+            grace=grace,
+            idling=self.idling,
+            concurrency=concurrency,
+            jitter=self._throw,
         )
         self.fresh = set(range(seats))  # seats that have not had a worker that was ready
         self.asleep: set[int] = set()  # seats whose worker went because it had nothing to do
@@ -242,8 +274,22 @@ class Facts:
         self.rested = {seat: self.rested.get(seat, self.now) for seat in idle}
 
     def overdue(self, process: Process) -> bool:
-        """Whether its first call takes longer than any that others are sent behind."""
-        return self.seats > 1 and len(process.held) > 1 and self.now - process.since > OVERDUE
+        """Whether what it runs takes longer than anything that others are sent behind."""
+        return self.seats > 1 and len(process.held) > process.width and self.now - process.since > OVERDUE
+
+    def width_for(self, ticket: Ticket) -> int:
+        """Return how many calls of its kind run at once."""
+        return self.concurrency if ticket.call.shares else 1
+
+    def has_place(self, process: Process, ticket: Ticket) -> bool:
+        """Whether it could run this call beside those that it has."""
+        fits = 0 < len(process.held) < process.width == self.width_for(ticket) and process.takes(ticket)
+        return fits and not process.recalling and not process.stopping and not self.relieved(process)
+
+    def place_elsewhere(self, process: Process) -> bool:
+        """Whether what is first behind the calls that it runs could run at once beside others."""
+        waiting = next(islice(process.held, process.width, None), None)
+        return waiting is not None and any(self.has_place(server, waiting) for server in self.servers())
 
     def relieved(self, process: Process) -> bool:
         """Whether it is worn, and somebody is ready to take its place."""
@@ -260,7 +306,9 @@ def fresh(process: Process) -> bool:
 
 def able(process: Process) -> bool:
     """Whether it may begin a call."""
-    return bool(process.inbox) and process.running is None and process.seated
+    if not process.inbox or not process.seated:
+        return False
+    return not process.running or (process.inbox[0].call.shares and len(process.running) < process.width)
 
 
 def eager(process: Process) -> bool:
@@ -270,7 +318,7 @@ def eager(process: Process) -> bool:
 
 def running(process: Process) -> bool:
     """Whether it runs a call."""
-    return process.running is not None and process.seated
+    return bool(process.running) and process.seated
 
 
 def working(process: Process) -> bool:
@@ -279,13 +327,13 @@ def working(process: Process) -> bool:
 
 
 def timed(process: Process) -> bool:
-    """Whether the clock runs for its call."""
-    return bool(process.held) and process.deadline is not None and not process.interrupted
+    """Whether the clock runs for any of its calls."""
+    return any(ticket.deadline is not None and not ticket.interrupted for ticket in process.held)
 
 
 def interrupted(process: Process) -> bool:
-    """Whether its call should stop by itself."""
-    return process.interrupted is not None and process.seated
+    """Whether any of its calls should stop by itself."""
+    return process.seated and any(ticket.interrupted for ticket in process.held)
 
 
 def heard(process: Process) -> bool:

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from aiopool import decisions
-from aiopool.calls import CANCELLED, Call, Outcome, Reply
+from aiopool.calls import CANCELLED, STOP_GRACE, Call, Outcome, Reply
 from aiopool.commands import Command, Dismiss, Finish, Interrupt, Kill, Recall, Send, Spawn
 from aiopool.exceptions import BrokenPool, CallTimeout, PoolTerminated, WorkerDied
 from aiopool.phases import PoolPhase
@@ -77,29 +77,37 @@ class Judge(Facts):
         assert not process.spent, "it has served enough"
         assert not self.relieved(process), "it is to go"
         assert self.in_seat(process.seat)[0] is process, "its seat is not vacant yet"
-        assert len(process.held) < self.depth
-        assert not (process.held and process.held[0].stopping), "it may have to be killed"
+        assert not (process.held and process.stopping), "it may have to be killed"
         assert process.takes(ticket)
         if process.held:
+            assert process.width == self.width_for(ticket), "it runs what this cannot run beside"
             assert not self.idle(), "another worker is free"
+            assert not process.recalling, "it is giving back"
+        else:
+            process.load, process.since, process.width = 0.0, self.now, self.width_for(ticket)
+        if len(process.held) >= process.width:
+            assert len(process.held) < self.depth
+            assert not any(self.has_place(server, ticket) for server in self.servers()), "another worker has a place"
             assert not self.short_of_workers(), "another worker could be made"
             self.behind += 1
-            assert not process.recalling, "it is giving back"
             assert process.soon_done(ticket), "it has enough to do"
-        else:
-            process.load, process.since = 0.0, self.now
-            self.expect(process, ticket)
+        elif process.held:
+            roomy = [server for server in self.servers() if self.has_place(server, ticket)]
+            assert len(process.held) == min(len(server.held) for server in roomy), "another worker has fewer"
         process.load += ticket.cost
         process.held.append(ticket)
+        self.advance(process)
         process.emptied = False
         process.taken += call.weight
         self.weigh(process)
 
-    def expect(self, process: Process, ticket: Ticket) -> None:
-        """Note when its worker must have begun a call."""
-        timeout = ticket.call.limits.timeout
-        if timeout is not None and not ticket.stopping:
-            process.deadline = self.now + timeout + decisions.BEGIN_TIMEOUT
+    def advance(self, process: Process) -> None:
+        """Note when a worker must have begun the calls that it has a place for."""
+        for ticket in process.inside:
+            timeout = ticket.call.limits.timeout
+            if not ticket.expected and timeout is not None and not ticket.stopping:
+                ticket.deadline = self.now + timeout + decisions.BEGIN_TIMEOUT
+            ticket.expected = True
 
     @staticmethod
     def weigh(process: Process) -> None:
@@ -113,19 +121,22 @@ class Judge(Facts):
         assert not process.recalling, "it is asked already"
         assert not process.emptied, "it has said that it has nothing"
         wanted = process.out or any(t.stopping or t.withdrawn for t in process.held)
-        wanted = wanted or self.idle() or self.overdue(process) or self.short_of_workers()
-        assert wanted, "nobody wants it back"
+        if len(process.held) > process.width:
+            wanted = wanted or self.overdue(process) or self.short_of_workers() or self.place_elsewhere(process)
+        assert wanted or self.idle(), "nobody wants it back"
         process.recalling = process.emptied = True
 
     def _judge_interrupt(self, process: Process, ticket: Ticket) -> None:
-        assert self.grace, "there is no grace"
+        assert self.grace or ticket.has_grace, "there is no grace"
         assert process.seated, "it hears nothing any more"
         assert ticket.stopping, f"{ticket} is innocent"
-        assert list(process.held) == [ticket], "it has another call in hand"
+        assert ticket in process.held
+        assert len(process.held) <= process.width, "it has another call in hand"
+        assert process.emptied or len(process.held) == 1, "it may have what it has not begun"
         assert not process.recalling, "it is giving back"
-        assert process.interrupted is None, "it is interrupted already"
-        process.interrupted = ticket
-        process.deadline = self.now + self.grace
+        assert not ticket.interrupted, "it is interrupted already"
+        ticket.interrupted = True
+        ticket.deadline = self.now + (self.grace or STOP_GRACE)
 
     def _judge_dismiss(self, process: Process, reason: RecycleReason | None) -> None:
         assert process.serving
@@ -146,7 +157,7 @@ class Judge(Facts):
         """Whether it has served enough, or nobody needs anybody any more."""
         done = (self.closing or self.broken) and not self.queue
         if done and self.in_seat(process.seat)[0] is process:
-            done = not any(other.unanswered > 1 for other in self.processes.values() if other.seated)
+            done = not any(other.keeps for other in self.processes.values() if other.seated)
         unfit = bool(self.queue) and not process.takes(self.queue[0])
         return done or process.spent or self.relieved(process) or unfit
 
@@ -159,13 +170,15 @@ class Judge(Facts):
         assert not process.killed, "it is killed already"
         too_late = self.event[0] == "tick" and process.number in self.event[1]
         wanted = bool(process.held) and all(ticket.stopping for ticket in process.held) and not process.recalling
-        if self.grace:
-            wanted = False  # it is interrupted first
+        if self.grace or any(ticket.has_grace for ticket in process.held):
+            wanted = False  # they are interrupted first
         if fresh(process):
             wanted |= process.out or (self.event[0] == "tick" and self._may_rest(process.seat))
         assert self.terminated or self.start_failed or process.garbled or too_late or wanted, "it is innocent"
         process.killed = True
         process.deadline = process.worn_at = None
+        for ticket in process.held:
+            ticket.deadline = None
 
     def _judge_finish(self, ticket: Ticket, outcome: Outcome) -> None:
         assert ticket.decided is None, f"{ticket} ends again"
@@ -198,14 +211,18 @@ class Judge(Facts):
     def _judge_death(self, ticket: Ticket, outcome: WorkerDied) -> None:
         assert self.event[0] == "died"
         assert ticket in self.event[1]
-        assert self.event[2:] == (outcome.pid, outcome.exitcode)
+        assert self.event[2:4] == (outcome.pid, outcome.exitcode)
+        begun, culprit = self.event[4:]
+        assert outcome.beside == tuple(other.call.name for other in begun if other is not ticket)
+        assert (outcome.because or "").startswith(culprit.call.name if culprit else "")
+        assert bool(culprit) == bool(outcome.because)
         assert outcome.call == ticket.call.name
         assert outcome.tries == ticket.tries == ticket.call.limits.retries + 1
         assert not ticket.stopping
         assert not ticket.withdrawn
 
     def _finish(self, ticket: Ticket, outcome: Outcome) -> None:
-        ticket.decided = outcome
+        ticket.decided, ticket.deadline = outcome, None
         assert ticket.call.payload == b""
         for place in (self.queue, *(process.held for process in self.processes.values())):
             if ticket in place:
@@ -243,10 +260,10 @@ class Judge(Facts):
             if ticket.decided is None:
                 assert ticket.call.payload, "a call that has not ended has lost its arguments"
         for process in holders:
-            first, alone = process.held[0], len(process.held) == 1
-            assert not (first.stopping and alone) or process.interrupted is first, "a call to be stopped runs on"
+            if len(process.held) <= process.width:
+                assert all(t.interrupted for t in process.held if t.stopping), "a call to be stopped runs on"
             unread = [ticket for ticket in process.inbox if ticket.stopping]
-            assert not unread or unread == [process.interrupted], "a call to be stopped is left in the channel"
+            assert not unread or (len(process.held) == 1 and unread[0].interrupted), "a call to be stopped is unread"
             assert not any(ticket.withdrawn for ticket in process.inbox), (
                 "a call that nobody wants is left in the channel"
             )
@@ -278,6 +295,7 @@ class Judge(Facts):
     def deadlines(self) -> list[float]:
         """Return when something is due, apart from workers that only grow old."""
         known = [process.deadline for process in self.processes.values()] + [self.not_before, self.rest_ends()]
+        known += [ticket.deadline for process in self.processes.values() for ticket in process.held]
         return [deadline for deadline in known if deadline is not None]
 
     def _check_no_waste(self) -> None:
@@ -288,17 +306,24 @@ class Judge(Facts):
         if self.queue:
             for process in self.servers():
                 first = self.queue[0]
-                full = len(process.held) == self.depth or not process.takes(first) or not process.soon_done(first)
+                assert not self.has_place(process, first), "a call waits although there is a place for it"
+                full = len(process.held) >= self.depth or not process.takes(first) or not process.soon_done(first)
+                full = full or process.width != self.width_for(first)
                 others = self.asleep or self.woken_late or self.short_of_workers() or self.awaits_somebody()
-                assert full or others or process.held[0].stopping or self.relieved(process), "not sent ahead"
-            assert not any(process.load == math.inf and process.unanswered > 1 for process in self.servers()), "left"
+                assert full or others or process.stopping or self.relieved(process), "not sent ahead"
+            left = [process for process in self.servers() if process.load == math.inf and len(process.held) > 1]
+            assert not any(p.unanswered > p.width for p in left), "left"
         if self.closing and self.vacant() and self.not_before is None:
             assert self.unready() >= len(self.queue), "a call waits although a worker could be had"
-        if idle or self.short_of_workers():
-            assert all(p.unanswered < 2 for p in self.processes.values() if p.seated), "not taken back"
+        if idle and self.seats > 1:
+            assert not any(p.keeps for p in self.processes.values() if p.seated), "not taken back"
+        if self.short_of_workers():
+            assert all(p.unanswered <= p.width for p in self.processes.values() if p.seated), "not taken back"
+        for process in self.servers():
+            assert process.unanswered <= process.width or not self.place_elsewhere(process), "it could begin elsewhere"
         outside = [process for process in self.processes.values() if process.out and process.seated]
         assert all(process.unfit or len(process.held) > 0 for process in outside), "it has nothing to do there"
-        assert all(process.unanswered < 2 for process in outside), "it has calls that could run elsewhere"
+        assert not any(process.keeps for process in outside), "it has calls that could run elsewhere"
 
     def _check_seats(self) -> None:
         """Every seat that is not asleep has a worker, and one that is to go a successor, or they are to come."""

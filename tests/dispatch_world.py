@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Any
 
 from aiopool import decisions, losses
-from aiopool.calls import CANCELLED, Call, Limits, Outcome, Reply
+from aiopool.calls import CANCELLED, Call, CallKind, Limits, Outcome, Reply
 from aiopool.commands import Command, Finish, Recall, Send, Spawn
 from aiopool.exceptions import AioPoolError, InitializerError
 from aiopool.phases import PoolPhase
@@ -36,8 +36,9 @@ class World(Judge):
         policy: RecyclePolicy | None = None,
         grace: float = 0.0,
         idling: IdlePolicy | None = None,
+        concurrency: int = 1,
     ) -> None:
-        super().__init__(seats, depth=depth, policy=policy, grace=grace, idling=idling)
+        super().__init__(seats, depth=depth, policy=policy, grace=grace, idling=idling, concurrency=concurrency)
         self.spawns_to_fail = 0
         self.quick_to_begin = self.slow_to_report = False
         self._pending: deque[Command] = deque()
@@ -58,10 +59,11 @@ class World(Judge):
         limits: Limits = NO_LIMITS,
         reaction: str | None = None,
         seconds: float = 0.0,
+        kind: CallKind = CallKind.FUNCTION,
     ) -> None:
         """A call arrives."""
         name = f"job{len(self.tickets)}"
-        call = Call(name, b"arguments", lambda outcome: self._finished(ticket, outcome), limits)
+        call = Call(name, b"arguments", lambda outcome: self._finished(ticket, outcome), limits, kind=kind)
         call.weight, call.automatic = weight, automatic
         call.pace.learn(seconds)
         ticket = self.by_id[call.id] = Ticket(call, reaction)
@@ -73,17 +75,14 @@ class World(Judge):
         """Somebody wants a call to end."""
         waiting = ticket in self.queue
         if ticket.decided is None and ticket.stopping is None:
-            ticket.stopping = CANCELLED
-            for process in self.processes.values():
-                if process.held and process.held[0] is ticket:
-                    process.deadline = None  # its time limit does not matter any more
+            ticket.stopping, ticket.deadline = CANCELLED, None  # its time limit does not matter any more
         self._decide(("cancel",), lambda now: self.dispatcher.cancel(ticket.call, now))
         assert ticket.decided is CANCELLED or not waiting, "a waiting call ends at once"
 
     def withdraw(self, ticket: Ticket) -> None:
         """Somebody wants a call to end if no worker has begun it."""
         waiting, before = ticket in self.queue, ticket.decided
-        behind = any(ticket in islice(process.held, 1, None) for process in self.processes.values())
+        behind = any(ticket in islice(p.held, p.width, None) for p in self.processes.values())
         news = waiting or (behind and not ticket.stopping and not ticket.withdrawn)
         if waiting:
             ticket.stopping = CANCELLED
@@ -140,12 +139,18 @@ class World(Judge):
         """Note who has let a deadline pass; return who is to be killed for it, whatever else is."""
         too_late = set()
         for process in self.processes.values():
+            for ticket in process.held:
+                if ticket.deadline is None or ticket.deadline > self.now:
+                    continue
+                ticket.deadline = None
+                if not ticket.stopping:
+                    ticket.stopping = TIMEOUT
+                elif process.number not in too_late:
+                    process.culprit = ticket
+                    too_late.add(process.number)
             if process.deadline is None or process.deadline > self.now:
                 continue
             process.deadline = None
-            if process.held and not process.held[0].stopping:
-                process.held[0].stopping = TIMEOUT
-                continue
             too_late.add(process.number)
             if process.seated and not process.ready:
                 process.late |= not process.unfit
@@ -186,20 +191,23 @@ class World(Judge):
 
     def begin(self, process: Process) -> None:
         """A worker begins the next call in its channel, and says so when there is a limit to its time."""
-        ticket = process.running = process.inbox.popleft()
+        ticket = process.inbox.popleft()
+        process.running.append(ticket)
         ticket.begun += 1
         assert ticket.begun <= 1 + ticket.tries, f"{ticket} runs again"
         assert ticket.decided is None, f"{ticket} runs after its end"
-        assert sum(other.running is ticket for other in self.processes.values()) == 1, f"{ticket} runs twice"
+        assert sum(other.running.count(ticket) for other in self.processes.values()) == 1, f"{ticket} runs twice"
+        kinds = {other.call.shares for other in process.running}
+        assert len(kinds) == 1, f"{ticket} runs beside what it must not"
+        assert len(process.running) <= (self.concurrency if ticket.call.shares else 1), "too many run"
         if ticket.call.limits.timeout is not None:
             process.outbox.append(Begun(ticket))
 
-    def answer(self, process: Process, *, heavy: bool = False) -> None:
-        """A worker's call returns; nobody has read its reply yet, nor that it uses too much memory."""
-        assert process.running
-        reply = Reply(failed=False, payload=b"%d of %d" % (process.running.call.id, process.number))
-        process.outbox.append(Answer(process.running, reply))
-        process.running = None
+    def answer(self, process: Process, which: int = 0, *, heavy: bool = False) -> None:
+        """One of a worker's calls returns; nobody has read its reply yet, nor that it uses too much memory."""
+        ticket = process.running.pop(which % len(process.running))
+        reply = Reply(failed=False, payload=b"%d of %d" % (ticket.call.id, process.number))
+        process.outbox.append(Answer(ticket, reply))
         if heavy:
             process.outbox.append(Heavy())
 
@@ -225,21 +233,21 @@ class World(Judge):
 
     def claim(self, process: Process, ticket: Ticket) -> None:
         """A worker says that it begins a call, whether that is true or not."""
-        timeout, first = ticket.call.limits.timeout, next(iter(process.held), None)
-        if timeout is not None and process.seated and ticket is first and not ticket.stopping:
-            process.deadline = self.now + timeout
+        timeout = ticket.call.limits.timeout
+        if timeout is not None and process.seated and ticket in process.inside and not ticket.stopping:
+            ticket.deadline = self.now + timeout
         self._decide(("began",), lambda now: self.dispatcher.began(process.number, ticket.call.id, now))
 
     def _deliver_reply(self, process: Process, ticket: Ticket, reply: Reply) -> None:
         counts = not process.killed
         if counts:
-            assert process.held.popleft() is ticket
+            assert ticket in process.inside
+            process.held.remove(ticket)
             process.served += ticket.call.weight
-            process.load -= ticket.cost
+            process.load = process.load - ticket.cost if process.width == 1 else sum(t.cost for t in process.held)
             process.since = self.now
-            process.deadline = process.interrupted = None
-            if process.held:
-                self.expect(process, process.held[0])
+            ticket.deadline = None
+            self.advance(process)
             self.losses = 0
         event = ("replied", ticket, reply, counts)
         self._decide(event, lambda now: self.dispatcher.replied(process.number, [(ticket.call.id, reply)], now))
@@ -260,7 +268,7 @@ class World(Judge):
         process.garbled, process.useless = True, not process.held
         self.start_failed |= self.phase is PoolPhase.STARTING
         nonsense = Reply(failed=False, payload=b"nonsense")
-        wrong = process.held[-1].call.id if len(process.held) > 1 else 0
+        wrong = process.held[-1].call.id if len(process.held) > process.width else 0
         if way == 0:
             self._decide(("garbled",), lambda now: self.dispatcher.garbled(process.number, now))
         else:
@@ -282,11 +290,12 @@ class World(Judge):
         held = list(process.held)
         stopping = [ticket for ticket in held if ticket.stopping]
         victims, spared = self._share_out(held, len(held) - unseen)
+        begun = held[: len(held) - len(spared)]
         lost = cause is not None or self._is_loss(process, killed_calls=len(held) > len(spared))
         if lost:
             self._lose()
         self._decide(
-            ("died", victims, pid, exitcode),
+            ("died", victims, pid, exitcode, begun, process.culprit),
             lambda now: self.dispatcher.died(process.number, pid, exitcode, now, unseen=unseen, cause=cause),
         )
         assert all(ticket.decided is not None for ticket in victims)
@@ -295,6 +304,8 @@ class World(Judge):
 
     def _share_out(self, held: list[Ticket], begun: int) -> tuple[list[Ticket], list[Ticket]]:
         """Return the calls that end with their worker, and those that it has not begun; put back all others."""
+        for ticket in held:
+            ticket.expected, ticket.interrupted, ticket.deadline = False, False, None
         if held and not begun and held[0].unseen:
             begun = 1
         elif held and not begun:
@@ -387,14 +398,17 @@ class World(Judge):
         if not self.slow_to_report:
             self.deliver_all(process)
         self.quick_to_begin = self.slow_to_report = False
-        back, process.inbox = list(process.inbox), deque()
+        back, process.inbox, long = list(process.inbox), deque(), process.load == math.inf
         for ticket in back:
             if ticket in process.held:
                 process.held.remove(ticket)
                 process.taken -= ticket.call.weight
                 process.load -= ticket.cost
-                if not process.held:
-                    process.deadline = None  # it had lied when it said that it begins one of them
+                ticket.expected, ticket.deadline = False, None
+        if long:
+            process.load = math.inf
+        elif process.width > 1:
+            process.load = sum(ticket.cost for ticket in process.held)
         self.weigh(process)
         waiting = [t for t in back if not t.stopping and not t.withdrawn and t.decided is None]
         self.queue.extendleft(reversed(waiting))

@@ -83,6 +83,16 @@ def log_much(name: str, count: int, path: str) -> int:
     return count
 
 
+def log_much_later(name: str, count: int, path: str, gate: str) -> None:
+    """Do so in a thread, when the call has ended."""
+
+    def work() -> None:
+        wait_at(gate)
+        log_much(name, count, path)
+
+    threading.Thread(target=work).start()
+
+
 def log_in_threads(name: str, threads: int, count: int, size: int) -> bytes:
     """Log in several threads, and return something large meanwhile."""
 
@@ -441,10 +451,6 @@ def raise_group() -> NoReturn:
 
 def fail_two_arguments() -> NoReturn:
     raise TwoArguments(1, 2)
-
-
-async def coroutine_function() -> None:
-    pass
 
 
 def flood(size: int) -> int:

@@ -214,6 +214,22 @@ async def test_room_that_is_granted_as_the_pool_is_terminated_hangs_nobody(
         await waiting
 
 
+async def test_who_is_cancelled_in_the_moment_of_the_end_is_cancelled(latch: Latch, gate: Latch) -> None:
+    """It has not had the time to leave the queue, in which everybody is told of the end; others there are told."""
+    async with AioPool(1, max_pending=1) as pool:
+        running = pool.submit(jobs.tell_and_wait, latch.path, gate.path)
+        await latch.told()
+        accepted = pool.submit(jobs.square, 1)
+        cancelled, behind = (asyncio.create_task(pool.apply(jobs.square, (number,))) for number in (3, 4))
+        await settle()
+        cancelled.cancel()
+        pool.terminate()
+        with pytest.raises(PoolTerminated):
+            await behind
+        assert cancelled.cancelled()
+        await asyncio.wait([running, accepted])
+
+
 @pytest.mark.parametrize(("end", "error"), [("close", PoolNotRunning), ("terminate", PoolTerminated)])
 async def test_who_gets_room_in_the_moment_of_the_end_is_told_of_it_all_the_same(
     end: str, error: type[Exception], latch: Latch, gate: Latch

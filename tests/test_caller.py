@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import pytest
 
 import jobs
 from aiopool import AioPool, CallTimeout, PoolNotRunning, WorkerDied
+from aiopool.caller import Caller
 from latch import Latch
 
 pytestmark = pytest.mark.both_loops
@@ -64,3 +66,19 @@ async def test_a_view_goes_with_its_pool() -> None:
         assert await view.apply(jobs.square, (3,)) == 9
     with pytest.raises(PoolNotRunning):
         await view.apply(jobs.square, (3,))
+
+
+async def test_a_view_keeps_its_pool() -> None:
+    """Who has a view of a pool only, has a pool that works."""
+
+    async def started() -> tuple[Caller, weakref.ref[AioPool]]:
+        pool = AioPool(1)
+        await pool.start()
+        return pool.options(retries=1).options(timeout=None), weakref.ref(pool)
+
+    view, reference = await started()
+    assert await view.apply(jobs.square, (3,)) == 9
+    pool = reference()
+    assert pool is not None
+    pool.close()
+    await pool.join()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import sys
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 
 import jobs
-from aiopool import AioPool, NotPicklable, RemoteTraceback
+from aiopool import AioPool, AioPoolError, NotPicklable, RemoteTraceback
 
 pytestmark = pytest.mark.both_loops
 
@@ -96,6 +97,24 @@ async def test_an_exception_does_not_show_what_carried_the_values() -> None:
             await pool.apply(jobs.fail_at, (3,))
         assert isinstance(caught.value.__cause__, RemoteTraceback)
         assert str(caught.value.__cause__).splitlines()[3].startswith(f'  File "{jobs.__file__}"')
+
+
+async def test_a_variable_that_the_main_module_has_imported_travels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of the module that it comes from, which is there in a worker in any case."""
+    monkeypatch.setattr(sys.modules["__main__"], "request", jobs.request, raising=False)
+    async with AioPool(1, context="spawn", context_vars=[jobs.request]) as pool:
+        jobs.request.set("one")
+        assert await pool.apply(jobs.who_asks) == ("one", "nobody")
+
+
+async def test_a_variable_that_a_worker_does_not_find_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what to do."""
+    variable = contextvars.ContextVar("variable", default=1)
+    monkeypatch.setattr(jobs, "under_a_guard", variable, raising=False)
+    variable.set(2)
+    async with AioPool(1, context="spawn", context_vars=[variable]) as pool:
+        with pytest.raises(AioPoolError, match=r"context_vars: jobs\.under_a_guard is not there in the worker"):
+            await pool.apply(jobs.who_asks)
 
 
 @pytest.mark.parametrize(

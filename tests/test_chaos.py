@@ -29,14 +29,17 @@ SECONDS = 6.0
 """For each start method; what begins a pool and ends it comes on top."""
 
 
+RUNS = [*((method, "0") for method in START_METHODS), ("forkserver", "0.7")]
+
+
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("method", START_METHODS)
-def test_every_call_is_accounted_for_whatever_happens_to_workers(method: str) -> None:
+@pytest.mark.parametrize(("method", "coroutines"), RUNS)
+def test_every_call_is_accounted_for_whatever_happens_to_workers(method: str, coroutines: str) -> None:
     """Each ends once and as it may, none runs again unasked, nothing is left, and the program says so."""
     done = subprocess.run(
         [
             sys.executable, BENCHMARKS / "chaos.py", "--minutes", str(SECONDS / 60), "--seed", "7", "--methods", method,
-            "--hang", "60",
+            "--hang", "60", "--coroutines", coroutines,
         ],
         capture_output=True, text=True, timeout=280, check=False,
     )  # fmt: skip

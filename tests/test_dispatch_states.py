@@ -16,7 +16,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from aiopool.calls import Limits
+from aiopool.calls import CallKind, Limits
 from aiopool.phases import PoolPhase
 from aiopool.recycling import IdlePolicy, RecyclePolicy
 from dispatch_facts import (
@@ -64,6 +64,16 @@ POLICIES = [RecyclePolicy(limit) for limit in (None, 1, 2, 5, 5)] + [
 ]
 
 IDLING = [IdlePolicy()] * 4 + [IdlePolicy(5.0, 1), IdlePolicy(0.1, 0), IdlePolicy(20.0, 2), IdlePolicy(0.5, 0)]
+
+FUNCTION, COROUTINE = CallKind.FUNCTION, CallKind.COROUTINE
+KINDS_OF_CALLS = [
+    (FUNCTION,),
+    (COROUTINE,),
+    (COROUTINE,),
+    (FUNCTION, COROUTINE),
+    (COROUTINE, COROUTINE, CallKind.GENERATOR),
+]
+"""What the calls of a pool may be."""
 
 MOODS = [
     frozenset[str](),
@@ -137,6 +147,7 @@ class Machine(RuleBasedStateMachine):
         self.world = World(1)
         self.menu, self.paces, self.mood = MENUS[0], PACES[0], MOODS[0]
         self.hasty = False
+        self.kinds = KINDS_OF_CALLS[0]
 
     @initialize(
         size=st.sampled_from(list(itertools.product((1, 2, 3), (1, 2, 3, 3), (0.0, 1.0)))),
@@ -147,6 +158,8 @@ class Machine(RuleBasedStateMachine):
         mood=st.sampled_from(MOODS),
         begins=st.sampled_from(["running"] * 9 + ["starting"] * 3 + ["unfit", "new"]),
         hasty=st.booleans(),
+        concurrency=st.sampled_from((1, 2, 3, 3, 4)),
+        kinds=st.sampled_from(KINDS_OF_CALLS),
     )
     def set_up(
         self,
@@ -159,11 +172,13 @@ class Machine(RuleBasedStateMachine):
         mood: frozenset[str],
         begins: str,
         hasty: bool,
+        concurrency: int,
+        kinds: tuple[CallKind, ...],
     ) -> None:
         """A pool, mostly one that runs already."""
         seats, depth, grace = size
-        self.menu, self.paces, self.mood, self.hasty = menu, paces, mood, hasty
-        self.world = World(seats, depth=depth, policy=policy, grace=grace, idling=idling)
+        self.menu, self.paces, self.mood, self.hasty, self.kinds = menu, paces, mood, hasty, kinds
+        self.world = World(seats, depth=depth, policy=policy, grace=grace, idling=idling, concurrency=concurrency)
         if begins != "new":
             self.world.start()
         if begins == "running":
@@ -204,7 +219,9 @@ class Machine(RuleBasedStateMachine):
             if self.world.phase is PoolPhase.RUNNING:
                 limits, also = self.menu[(order + number) % len(self.menu)], None if number else reaction
                 seconds = self.paces[(pick + number) % len(self.paces)]
-                self.world.submit(weight, automatic=automatic, limits=limits, reaction=also, seconds=seconds)
+                kind = self.kinds[(pick + order + number) % len(self.kinds)]
+                size = 1 if automatic and kind is CallKind.COROUTINE else weight
+                self.world.submit(size, automatic=automatic, limits=limits, reaction=also, seconds=seconds, kind=kind)
         if prompt:
             self.begin_all()
 
@@ -276,10 +293,10 @@ class Machine(RuleBasedStateMachine):
         if known:
             self.world.deliver_all(process)
 
-    @event(4, range(6), (False, False, True), when=is_there(running))
-    def answer(self, pick: int, heavy: bool) -> None:
+    @event(4, range(6), (False, False, True), range(3), when=is_there(running))
+    def answer(self, pick: int, heavy: bool, which: int) -> None:
         """A call returns; its reply is on its way for a while, and maybe the word that the worker is too heavy."""
-        self.world.answer(self.some(running, pick), heavy=heavy)
+        self.world.answer(self.some(running, pick), which, heavy=heavy)
 
     @event(4, range(6), when=is_there(heard))
     def deliver(self, pick: int) -> None:
@@ -313,8 +330,9 @@ class Machine(RuleBasedStateMachine):
         if able(process):
             self.world.begin(process)
         self.world.deliver_all(process)
-        if timed(process) and process.deadline is not None:
-            self.world.now = max(self.world.now, process.deadline)
+        deadlines = [ticket.deadline for ticket in process.held if ticket.deadline is not None]
+        if timed(process):
+            self.world.now = max(self.world.now, min(deadlines))
             self.world.wait(late)
 
     @event(4, range(6), ("stops", "stops", "dies", "goes on"), when=is_there(interrupted))
@@ -328,8 +346,9 @@ class Machine(RuleBasedStateMachine):
         else:
             if able(process):
                 self.world.begin(process)
+            stopping = [number for number, ticket in enumerate(process.running) if ticket.interrupted]
             if process.running:
-                self.world.answer(process)
+                self.world.answer(process, *stopping[:1])
             self.world.deliver_all(process)
 
     @event(2, range(6), range(8), when=is_there(up))

@@ -264,3 +264,13 @@ def test_the_census_is_the_same_on_a_cluster() -> None:
     there = run("census.py", REAL_FOLDER, "--no-compare", "--processes", "2", "--dask")
     assert there.returncode == 0, there.stderr
     assert without_times(there.stdout) == without_times(here)
+
+
+# The crawl.
+
+
+def test_the_crawl_reads_every_page_in_workers_as_in_one_process() -> None:
+    """All words and links of all pages of a real server are counted, and it ends without a trace."""
+    output = output_of("crawl.py", "--pages", "60", "--processes", "2")
+    assert re.match(r"60 pages, 25320 words, most often '\w+', links to 60 pages\n", output)
+    assert re.search(r"^one process: [\d.]+ s; 2 workers: [\d.]+ s$", output, re.MULTILINE)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import jobs
-from aiopool import AioPool, NotPicklable, PoolNotRunning, WorkerDied
+from aiopool import AioPool, NotPicklable, PoolNotRunning, PoolTerminated, WorkerDied
 from aiopool.executor import PoolExecutor
 from latch import Latch
 
@@ -275,6 +275,21 @@ def test_a_loop_that_is_closed_is_an_error_at_once() -> None:
     with pytest.raises(RuntimeError, match="closed"):
         executor.submit(jobs.square, 3)
     executor.shutdown(cancel_futures=True)
+
+
+def test_shutdown_ends_what_a_closed_loop_has_left() -> None:
+    """Nobody else would, so it would wait for ever."""
+    loop = asyncio.new_event_loop()
+    pool = AioPool(1)
+    loop.run_until_complete(pool.start())
+    executor = pool.as_executor()
+    future = executor.submit(jobs.spin)
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    pool.abandon()
+    executor.shutdown()
+    with pytest.raises(PoolTerminated, match="loop was closed"):
+        future.result(0)
 
 
 async def test_it_waits_for_room() -> None:

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import signal
+import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -22,6 +23,7 @@ from aiopool import (
     Event,
     NotPicklable,
     PoolFull,
+    PoolNotRunning,
     PoolTerminated,
     WorkerDied,
     WorkerLeft,
@@ -175,23 +177,80 @@ async def test_a_call_that_is_tried_again_starts_again(diary: Diary, latch: Latc
 class Harmful:
     """Raises at each event."""
 
+    def __init__(self, error: type[BaseException]) -> None:
+        self.error = error
+
     def on_event(self, event: Event) -> None:
         """Fail."""
-        raise LookupError(event)
+        raise self.error(event)
 
 
+@pytest.mark.parametrize("error", [LookupError, asyncio.CancelledError, GeneratorExit], ids=lambda each: each.__name__)
 async def test_a_hook_that_raises_is_logged_once_and_harms_nothing(
-    diary: Diary, caplog: pytest.LogCaptureFixture
+    error: type[BaseException], diary: Diary, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Those behind it are told all the same."""
     with caplog.at_level(logging.ERROR):
-        async with AioPool(1, hooks=[Harmful(), diary]) as pool:
+        async with AioPool(1, hooks=[Harmful(error), diary]) as pool:
             assert await pool.map(jobs.square, range(3)) == [0, 1, 4]
     diary.check()
     (record,) = caplog.records
     assert "a hook has failed" in record.message
     assert record.exc_info is not None
-    assert record.exc_info[0] is LookupError
+    assert record.exc_info[0] is error
+
+
+class Once:
+    """Does something at the first event of a kind."""
+
+    def __init__(self, kind: type[Event], act: Callable[[], object]) -> None:
+        self.kind = kind
+        self.act = act
+        self.done = False
+
+    def on_event(self, event: Event) -> None:
+        """Do it, if this is the one."""
+        if isinstance(event, self.kind) and not self.done:
+            self.done = True
+            self.act()
+
+
+EVENTS = [CallQueued, CallStarted, CallEnded, WorkerStarted, WorkerLeft]
+
+
+def by_name(kind: type[Event]) -> str:
+    """Return what a test with this event is called."""
+    return kind.__name__
+
+
+@pytest.mark.parametrize("kind", EVENTS, ids=by_name)
+def test_a_hook_that_exits_ends_the_program_and_leaves_nothing_hanging(kind: type[Event]) -> None:
+    """Whatever was begun comes to its end first, so that the pool can be left."""
+
+    async def main() -> None:
+        async with AioPool(1, hooks=[Once(kind, sys.exit)]) as pool:
+            await pool.apply(jobs.square, (2,))
+        await asyncio.sleep(0)  # what the last worker's end has caused comes in the next turn
+
+    with pytest.raises(SystemExit):
+        asyncio.run(main())
+
+
+@pytest.mark.parametrize("kind", EVENTS, ids=by_name)
+async def test_a_hook_may_abandon_the_pool(kind: type[Event], caplog: pytest.LogCaptureFixture) -> None:
+    """In the midst of what the pool does: nothing of that is done any more, and nobody hangs."""
+    pool = AioPool(1, hooks=[Once(kind, lambda: pool.abandon())], maxtasksperchild=2)  # noqa: PLW0108 - not made yet
+    await pool.start()
+    results: list[asyncio.Future[int]] = []
+    with contextlib.suppress(PoolNotRunning):
+        results += [pool.submit(jobs.square, number) for number in range(6)]
+    if results:
+        await asyncio.wait(results)
+    assert all(isinstance(each.exception(), PoolTerminated | None) for each in results)
+    assert not pool.alive
+    await pool.join()
+    assert pool.stats().workers == ()
+    assert not caplog.records
 
 
 def test_what_cannot_be_told_anything_is_no_hook() -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import pickle
 import re
-from collections.abc import Iterator
-from typing import Any
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
 import pytest
 
 import jobs
-from aiopool import AioPool, WorkerDied, wire
+from aiopool import AioPool, WorkerDied, log_records, wire
+from aiopool.worker.logs import Extra
 from latch import Latch
 
 pytestmark = pytest.mark.both_loops
@@ -135,7 +138,7 @@ async def test_logging_can_be_left_alone(start_method: str, keeper: Keeper) -> N
 async def test_a_flood_neither_stalls_nor_loses_silently(
     keeper: Keeper, latch: Latch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While this loop stands still, records are dropped; the next one tells how many; the call has its answer."""
+    """While this loop stands still, records are dropped; how many is told before the call's answer."""
     monkeypatch.setattr("aiopool.worker.logs.PATIENCE", 0.0)  # of a worker that is forked now
     warnings = Keeper()
     logging.getLogger("aiopool").addHandler(warnings)
@@ -145,15 +148,39 @@ async def test_a_flood_neither_stalls_nor_loses_silently(
             result = pool.submit(jobs.log_much, NAME, count, latch.path)
             assert latch.told_now() == "done"  # the loop has stood still
             assert await result == count
+            came, dropped = list(keeper.messages), dropped_in(warnings)
             await pool.apply(jobs.log, (NAME, logging.WARNING, "after the flood"))
     finally:
         logging.getLogger("aiopool").removeHandler(warnings)
-    dropped = sum(int(found[1]) for message in warnings.messages if (found := re.match(r"(\d+) log records", message)))
-    came = [message for message in keeper.messages if message.startswith("flood")]
     assert dropped > 0
     assert keeper.messages[-1] == "after the flood"
     assert len(came) + dropped == count
     assert came == sorted(came, key=lambda message: int(message.split()[1]))
+
+
+async def test_what_a_thread_has_logged_in_vain_is_told_when_its_worker_leaves(
+    keeper: Keeper, latch: Latch, gate: Latch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though no call's answer comes any more."""
+    monkeypatch.setattr("aiopool.worker.logs.PATIENCE", 0.0)  # of a worker that is forked now
+    warnings = Keeper()
+    logging.getLogger("aiopool").addHandler(warnings)
+    count = 5000
+    try:
+        async with AioPool(1, context="fork") as pool:
+            await pool.apply(jobs.log_much_later, (NAME, count, latch.path, gate.path))
+            gate.let()
+            assert latch.told_now() == "done"  # the loop has stood still
+    finally:
+        logging.getLogger("aiopool").removeHandler(warnings)
+    assert dropped_in(warnings) > 0
+    assert len(keeper.messages) + dropped_in(warnings) == count
+
+
+def dropped_in(warnings: Keeper) -> int:
+    """Return how many records are said to have been dropped."""
+    found = [re.match(r"(\d+) log records", message) for message in warnings.messages]
+    return sum(int(each[1]) for each in found if each)
 
 
 async def test_records_of_several_threads_do_not_garble_an_answer(start_method: str, keeper: Keeper) -> None:
@@ -195,11 +222,71 @@ async def test_a_field_that_does_not_pickle_arrives_in_words(keeper: Keeper) -> 
     fields: dict[str, Any] = vars(record)
     assert fields["odd"].startswith("<function log_with_odd_fields.<locals>.<lambda>")
     assert fields["even"] == [2]
+    assert fields["wordless"] == "<Wordless: its repr() raised>"
 
 
 def log_with_odd_fields() -> None:
     """Log something that cannot travel."""
-    logging.getLogger(NAME).info("odd", extra={"odd": lambda: 1, "even": [2]})
+    logging.getLogger(NAME).info("odd", extra={"odd": lambda: 1, "even": [2], "wordless": Wordless()})
+
+
+class Wordless:
+    """Can neither travel nor be described."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        raise RuntimeError
+
+
+class TwoArgumentsError(Exception):
+    """Pickles, and does not unpickle."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(f"{code}: {text}")
+
+
+class Raises:
+    """Pickles well; to unpickle it raises."""
+
+    def __init__(self, kind: type[BaseException]) -> None:
+        self.kind = kind
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return raise_this, (self.kind,)
+
+    def __repr__(self) -> str:
+        return "Raises()"
+
+
+def raise_this(kind: type[BaseException]) -> NoReturn:
+    """Do so."""
+    raise kind
+
+
+def log_with_field(make: Callable[..., object], *args: object) -> str:
+    """Log something that is made here."""
+    logging.getLogger(NAME).info("field", extra={"error": make(*args), "even": [2]})
+    return "done"
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        ((TwoArgumentsError, 5, "text"), "TwoArgumentsError('5: text')"),
+        ((Raises, asyncio.CancelledError), "Raises()"),
+    ],
+)
+async def test_a_field_that_does_not_unpickle_here_arrives_in_words(
+    made: tuple[Any, ...], words: str, keeper: Keeper
+) -> None:
+    """The others as they are; whatever it raises harms no call."""
+    async with AioPool(1) as pool:
+        assert await pool.apply(log_with_field, made) == "done"
+    (record,) = keeper.records
+    assert record.error == words  # type: ignore[attr-defined]
+    assert record.even == [2]  # type: ignore[attr-defined]
 
 
 async def test_a_record_that_cannot_be_formatted_is_the_workers_trouble(
@@ -213,27 +300,52 @@ async def test_a_record_that_cannot_be_formatted_is_the_workers_trouble(
     assert "--- Logging error ---" in capfd.readouterr().err
 
 
-async def test_a_handler_that_fails_harms_no_call(keeper: Keeper) -> None:
-    """It is told of, once for each record."""
+class Raising(logging.Handler):
+    """Raises."""
 
-    class BrokenError(Exception):
-        pass
+    def __init__(self, kind: type[BaseException]) -> None:
+        super().__init__()
+        self.kind = kind
 
-    def fail(record: logging.LogRecord) -> bool:
-        if record.name == NAME:
-            raise BrokenError
-        return True
+    def emit(self, record: logging.LogRecord) -> None:
+        """Do so."""
+        raise self.kind(record.getMessage())
 
-    keeper.addFilter(fail)
-    troubles = Keeper()
-    logging.getLogger("aiopool").addHandler(troubles)
-    try:
-        async with AioPool(1) as pool:
-            await pool.apply(jobs.log, (NAME, logging.INFO, "breaks"))
-            assert await pool.apply(jobs.square, (3,)) == 9
-    finally:
-        logging.getLogger("aiopool").removeHandler(troubles)
-    assert troubles.messages == ["a filter or handler has failed with a log record of a worker"]
+
+@pytest.fixture
+def raising(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Have a handler of the root that raises, also with what the pool itself has to say."""
+    handler = Raising(request.param)
+    logging.root.addHandler(handler)
+    yield
+    logging.root.removeHandler(handler)
+
+
+@pytest.mark.parametrize("raising", [OSError, asyncio.CancelledError], indirect=True)
+@pytest.mark.usefixtures("raising")
+async def test_a_handler_that_fails_harms_no_call(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is told of on standard error, once for each record, as logging tells it."""
+    async with AioPool(1) as pool:
+        for number in range(2):
+            await pool.apply(jobs.log, (NAME, logging.ERROR, "record %d", number))
+    told = capsys.readouterr().err
+    assert re.findall(r"^\S*Error: (record \d)$", told, re.MULTILINE) == ["record 0", "record 1"]
+    assert told.count("a filter or handler has failed with a log record of a worker") >= 2
+
+
+@pytest.mark.parametrize("raising", [SystemExit], indirect=True)
+@pytest.mark.usefixtures("raising")
+async def test_a_handler_may_end_this_process() -> None:
+    """As with a record of this process."""
+    with pytest.raises(SystemExit):
+        log_records.handle(wire.Frame(wire.Kind.UNLOGGED, 0, 7, b""))
+
+
+async def test_who_interrupts_this_process_while_a_field_unpickles_is_heard() -> None:
+    """It is not taken for an exception of the field."""
+    extra = Extra(pickle.dumps(Raises(KeyboardInterrupt)), "")
+    with pytest.raises(KeyboardInterrupt):
+        log_records.handle(wire.Frame(wire.Kind.LOG, 0, 0, pickle.dumps({"extra": extra})))
 
 
 async def test_what_is_no_record_ends_its_worker_only() -> None:

@@ -232,18 +232,6 @@ class OwnBaseException(BaseException):
     """Not an Exception."""
 
 
-async def test_a_coroutine_function_is_a_clear_error(capfd: pytest.CaptureFixture[str]) -> None:
-    """And nothing warns that a coroutine was never awaited, in the worker either."""
-    async with AioPool(
-        1, context="spawn"
-    ) as pool:  # whose worker writes where we read; a fork server is older than this
-        with pytest.raises(TypeError, match="coroutine_function is a coroutine function"):
-            await pool.apply(jobs.coroutine_function)
-        with pytest.raises(TypeError, match="coroutine_function is a coroutine function"):
-            await pool.starmap(jobs.coroutine_function, [(), (), ()], chunksize=3)
-    assert capfd.readouterr().err == ""
-
-
 async def test_a_function_is_what_has_its_name_in_the_worker_now(start_method: str) -> None:
     """It travels as a name, also when the worker knows it already."""
     async with AioPool(1, context=start_method) as pool:

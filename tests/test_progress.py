@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pickle
 import signal
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -154,6 +155,29 @@ def report_one_that_does_not_unpickle() -> None:
     """Report something that fails in the parent, then something else."""
     report(jobs.make_unpickles_never_in_parent())
     report("next")
+
+
+class Cancels:
+    """Raises CancelledError where it is unpickled."""
+
+    def __reduce__(self) -> tuple[object, tuple[()]]:
+        return cancel, ()
+
+
+def cancel() -> NoReturn:
+    """Raise CancelledError."""
+    raise asyncio.CancelledError
+
+
+async def test_a_value_that_cancels_whoever_unpickles_it_cancels_nothing() -> None:
+    """Or what has come behind it, such as the call's answer, would be lost."""
+    troubles: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: troubles.append(context))
+    async with AioPool(1) as pool:
+        result = pool.submit(jobs.square, 3)
+        result._progressed(pickle.dumps(Cancels()), ())
+        assert await result == 9
+    assert [type(trouble["exception"]) for trouble in troubles] == [asyncio.CancelledError]
 
 
 async def test_a_callback_that_fails_harms_no_call() -> None:

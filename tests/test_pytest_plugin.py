@@ -135,9 +135,14 @@ async def test_ini(aiopool):
 async def test_marker(aiopool, aiopool_inline):
     assert aiopool.processes == aiopool_inline.processes == 1
     assert "timeout=5.5" in repr(aiopool.options())
+
+@pytest.mark.asyncio
+@pytest.mark.aiopool(2)
+async def test_without_a_name(aiopool_inline):
+    assert aiopool_inline.processes == 2
 """
     ini = "asyncio_mode = auto\naiopool_options =\n    processes = 3\n    timeout = 5.5\n    context = 'fork'\n"
-    run(tests, "asyncio", ini=ini).assert_outcomes(passed=2)
+    run(tests, "asyncio", ini=ini).assert_outcomes(passed=3)
 
 
 @pytest.mark.parametrize("line", ["processes", "processes = two", "= = ="])

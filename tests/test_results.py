@@ -65,3 +65,15 @@ def test_a_result_whose_memory_could_not_be_taken_is_a_failure() -> None:
     error = failures.decode(bytes(reply.payload), None)
     assert isinstance(error, AioPoolError)
     assert "the result could not be received: this process has no descriptor left" in str(error)
+
+
+async def test_ctrl_c_while_a_result_is_unpickled_in_a_loop_comes_when_all_is_done() -> None:
+    """What else has arrived with it is not lost."""
+    loop, delivered = asyncio.get_running_loop(), list[BaseException | None]()
+    raised = loop.create_future()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("aiopool.interruptions._raise", raised.set_result)
+        payload = pickle.dumps(Interrupts())
+        open_outcome(Reply(failed=False, payload=payload), PLAIN, "f", lambda _, error: delivered.append(error))
+        assert isinstance(delivered[0], NotPicklable)
+        assert isinstance(await raised, KeyboardInterrupt)

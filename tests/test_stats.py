@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -15,6 +17,7 @@ from aiopool.calls import CANCELLED, Call, Limits, Outcome, Reply
 from aiopool.exceptions import BrokenPool, PoolTerminated
 from aiopool.recycling import RecycleReason
 from aiopool.stats import BUCKETS, Histogram, Tally
+from aiopool.worker import memory
 from latch import Latch
 
 
@@ -118,6 +121,19 @@ async def test_a_snapshot_shows_who_does_what(latch: Latch, gate: Latch) -> None
     assert pool.stats().phase == "closed"
 
 
+async def test_what_cannot_be_looked_at_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no descriptor is left, the memory of workers is not known, and all else is."""
+
+    def no_descriptor_left(_path: str, _mode: str) -> NoReturn:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async with AioPool(1) as pool:
+        monkeypatch.setattr(memory, "open", no_descriptor_left, raising=False)
+        assert pool.healthy
+        (worker,) = pool.stats().workers
+        assert (worker.phase, worker.memory) == ("idle", None)
+
+
 @pytest.mark.both_loops
 async def test_workers_that_go_are_counted_by_the_reason(latch: Latch) -> None:
     """Recycled by count and memory, lost, killed for a cancellation; those that leave at the end are none of these."""
@@ -133,6 +149,7 @@ async def test_workers_that_go_are_counted_by_the_reason(latch: Latch) -> None:
     stats = pool.stats()
     assert stats.recycled == {"calls": 2, "age": 0, "memory": 0}
     assert (stats.done, stats.died, stats.cancelled, stats.lost) == (5, 1, 1, 1)
+    assert stats.retried == 0
     async with AioPool(1, max_memory_per_child=1) as pool:
         first = await pool.apply(jobs.pid_of)
         while await pool.apply(jobs.pid_of) == first:

@@ -375,7 +375,7 @@ async def test_what_an_input_gives_after_the_end_of_the_pool_is_dropped(verb: st
     if verb == "imap":
         assert await anext(ended) == 9
     await source.waits.wait()
-    reader = ended._window._reader if verb == "imap" else ended._reader
+    reader = ended._source._reader if verb == "imap" else ended._reader
     pool.close()
     with pytest.raises(PoolNotRunning):
         await (anext(ended) if verb == "imap" else ended)
@@ -607,7 +607,7 @@ async def test_a_stream_that_is_collected_is_closed_in_a_turn_of_the_loops_own()
     """The collector may run in the midst of a decision of the pool's, which must not be entered again."""
     async with AioPool(1) as pool:
         stream = pool.imap(jobs.square, itertools.count())
-        window = stream._window
+        window = stream._source
         assert await anext(stream) == 0
         del stream
         gc.collect()

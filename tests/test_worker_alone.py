@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import contextlib
 import fcntl
+import itertools
+import logging
 import multiprocessing
 import os
 import pickle
 import resource
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import pytest
 
+import async_jobs
 import jobs
 from aiopool import AioPoolError, failures, sharing, wire
 from aiopool.backends.inline import Undisturbed
 from aiopool.exceptions import CallInterrupted
 from aiopool.pickling import PLAIN
-from aiopool.worker import current, isolation, job, memory
+from aiopool.worker import current, isolation, job, logs, memory
 from aiopool.worker import main as worker_main
-from aiopool.worker.control import ID, INTERRUPT, Control
+from aiopool.worker import outlet as outlet_module
+from aiopool.worker.control import INTERRUPT, ORDER, Control
+from aiopool.worker.looping import Looping
 from aiopool.worker.outlet import Outlet
+from aiopool.worker.tasks import Tasks
 
 
 @pytest.fixture
@@ -48,7 +57,7 @@ class Interrupting:
 
     def interrupt(self, call: int) -> None:
         """Do what the parent does; the handler has run when this returns."""
-        os.write(self.writer, ID.pack(call))
+        os.write(self.writer, ORDER.pack(call, 0))
         signal.raise_signal(INTERRUPT)
 
 
@@ -98,6 +107,36 @@ def test_a_signal_that_nothing_was_written_for_interrupts_nothing(interrupting: 
         os.close(interrupting.control._descriptor)
     signal.raise_signal(INTERRUPT)
     assert interrupting.control.interrupted is None
+
+
+class Nobody:
+    """Takes what is sent."""
+
+    def send(self, packets: Any) -> None:
+        """Forget it."""
+
+
+def test_an_interruption_that_is_left_to_a_loop_is_not_lost(interrupting: Interrupting) -> None:
+    """The loop may not have run before its call begins."""
+    control = interrupting.control
+    control.looped = True
+    interrupting.interrupt(7)
+    with pytest.raises(CallInterrupted):
+        control.begin(7)
+
+
+async def test_a_coroutine_that_is_cancelled_before_its_first_step_is_answered() -> None:
+    """Or its caller would wait for ever."""
+    answers: list[tuple[int, int]] = []
+    station = current.Station(0, Nobody(), Undisturbed(), PLAIN)
+    tasks = Tasks(asyncio.get_running_loop(), station, lambda call, answer: answers.append((call, answer.kind)))
+    frame = call_of(async_jobs.add, 3)._replace(kind=wire.Kind.COROUTINE)
+    tasks.begin(frame)
+    assert tasks.stop(frame.call)
+    assert len(tasks) == 1
+    while tasks:
+        await asyncio.sleep(0)
+    assert answers == [(frame.call, wire.Kind.FAILED)]
 
 
 # The end of the parent.
@@ -194,31 +233,98 @@ def fill(channel: socket.socket) -> None:
             pass
 
 
-def drain(channel: socket.socket) -> bytes:
-    """Read all that there is; return the last packet."""
-    last = b""
+def received(channel: socket.socket) -> list[bytes]:
+    """Read all that there is."""
+    packets = []
     with contextlib.suppress(BlockingIOError):
         while packet := channel.recv(wire.PACKET, socket.MSG_DONTWAIT):
-            last = packet
-    return last
+            packets.append(packet)
+    return packets
 
 
 def test_a_message_that_cannot_be_sent_yet_is_sent_when_the_parent_reads(
     ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If it does so in time; if not, the message is dropped."""
+    """If it does so in time; if not, the message is dropped, which the next one tells."""
     fill(ends[0])
-    outlet = Outlet(ends[0])
-    assert not outlet.send_soon([b"dropped"], 0.0)
+    outlet = Outlet(ends[0], Undisturbed())
+    outlet.send([b"dropped"], 0.0)
+    outlet.send([b"dropped"], 1000.0)  # the first has waited for both
+    received(ends[1])
+    outlet.send([b"sent"], 0.0)
+    assert received(ends[1]) == [wire.encode(wire.Kind.UNLOGGED, 2)[0], b"sent"]
+    fill(ends[0])
     writable = outlet._writable
 
     def drained_meanwhile(patience: float) -> bool:
-        assert drain(ends[1]) == b"filler"
+        received(ends[1])
         return writable(patience)
 
     monkeypatch.setattr(outlet, "_writable", drained_meanwhile)
-    assert outlet.send_soon([b"sent"], 1000.0)
-    assert drain(ends[1]) == b"sent"
+    outlet.send([b"sent"], 1000.0)
+    assert received(ends[1]) == [b"sent"]
+
+
+@pytest.mark.parametrize("patience", [None, 0.0])
+def test_what_a_handler_sends_while_its_thread_is_sending_comes_before_or_behind_that(
+    patience: float | None, ends: tuple[socket.socket, socket.socket]
+) -> None:
+    """At whichever line it does so: nobody waits for ever, and no message comes between another's packets."""
+    outlet = Outlet(ends[0], Undisturbed())
+    orders = ([b"one", b"two", b"nested"], [b"nested", b"one", b"two"])
+    line = 0
+    while sent_with_a_handler(outlet, line, patience):
+        assert received(ends[1]) in orders
+        line += 1
+    assert received(ends[1]) == [b"one", b"two"]
+    assert line > 10
+
+
+def sent_with_a_handler(outlet: Outlet, line: int, patience: float | None) -> bool:
+    """Send two packets, and another message before that line; return whether there are so many lines."""
+    lines = itertools.count()
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        if frame.f_code.co_filename != outlet_module.__file__:
+            return None
+        if event == "line" and next(lines) == line:
+            sys.settrace(None)
+            outlet.send([b"nested"], patience)
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        outlet.send([b"one", b"two"])
+    finally:
+        sys.settrace(before)
+    return next(lines) > line
+
+
+def test_a_record_waits_for_nobody_who_waits_for_the_turn(ends: tuple[socket.socket, socket.socket]) -> None:
+    """A thread that has the turn may log, in a destructor, while one that waits for the turn has a handler's lock."""
+    handler = logs.ForwardingHandler(Outlet(ends[0], Undisturbed()))
+    record = logging.makeLogRecord({"msg": "hello"})
+    handler.acquire()
+    try:
+        other = threading.Thread(target=handler.handle, args=(record,), daemon=True)
+        other.start()
+        frame = wire.receive(ends[1], wire.Decoder())
+    finally:
+        handler.release()
+    other.join()
+    assert frame is not None
+    assert frame.kind == wire.Kind.LOG
+
+
+def test_a_filter_of_the_root_handler_is_asked(ends: tuple[socket.socket, socket.socket]) -> None:
+    """As that of any handler."""
+    handler = logs.ForwardingHandler(Outlet(ends[0], Undisturbed()))
+    handler.addFilter(lambda record: record.msg != "not this")
+    for text in ("not this", "this"):
+        handler.handle(logging.makeLogRecord({"msg": text}))
+    (packet,) = received(ends[1])
+    assert pickle.loads(packet[wire.HEADER.size :])["msg"] == "this"
 
 
 # Calls.
@@ -313,7 +419,7 @@ def test_a_worker_that_leaves_runs_its_exit_handlers_where_multiprocessing_does_
     with contextlib.ExitStack() as opened:
         pipes = [opened.enter_context(end) for _ in range(3) for end in multiprocessing.Pipe(duplex=False)]
         lines = worker_main.Lines(ends[0], *pipes[::2])
-        worker_main.main(lines, worker_main.Initializer(None, (), ()), 0, None, None, PLAIN, None)
+        worker_main.main(lines, worker_main.Initializer(None, (), ()), 0, None, None, PLAIN, Looping(), None)
     frame = wire.receive(ends[1], wire.Decoder())
     assert frame is not None
     assert frame.kind == wire.Kind.READY

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .sharing import Shared
     from .stacks import WorkerStack
     from .stats import Latencies, PoolStats, WorkerStats
+    from .streaming import StreamIterator
     from .streams import ImapIterator
     from .worker.current import CurrentWorker, current_worker, report
 
@@ -69,6 +70,7 @@ __all__ = [
     "RemoteTraceback",
     "ResultTimeout",
     "Shared",
+    "StreamIterator",
     "WorkerDied",
     "WorkerLeft",
     "WorkerStack",
@@ -97,6 +99,7 @@ _ELSEWHERE = {
     "PoolExecutor": "executor",
     "PoolStats": "stats",
     "Shared": "sharing",
+    "StreamIterator": "streaming",
     "WorkerLeft": "hooks",
     "WorkerStack": "stacks",
     "WorkerStarted": "hooks",

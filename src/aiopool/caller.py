@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextvars import copy_context
 from functools import partial
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeAlias, TypeVar, overload
 
 from .admission import Admission
 from .arguments import (
@@ -22,15 +22,16 @@ from .arguments import (
     seconds,
 )
 from .backends.base import Backend
-from .calls import Call, Limits, Outcome, Pace
+from .calls import Call, CallKind, Limits, Outcome, Pace
 from .carrying import Around
 from .executor import PoolExecutor
 from .lifecycle import Guard
-from .packing import Function, Packer
+from .packing import Function, Packer, kind_of
 from .recycling import RecyclePolicy
 from .results import AsyncResult, MapResult
+from .streaming import Stream, StreamIterator
 from .streams import ImapIterator, Window
-from .worker import job
+from .worker import job, tasks
 
 __all__ = ["Caller", "Engine"]
 
@@ -38,11 +39,24 @@ P = ParamSpec("P")
 T = TypeVar("T")
 S = TypeVar("S")
 
+MaybeCoroutine: TypeAlias = Coroutine[Any, Any, T] | T
+"""What a function returns whose call has a value: that, or what gives it when it is awaited."""
+
 CHUNKS_PER_WORKER = 4
 """Into how many chunks a map divides its input for each worker, as `multiprocessing.pool.Pool.map` does."""
 
 CHUNKS_AHEAD = 2
-"""How many chunks for each worker an imap has in its window by default."""
+"""How many chunks for each worker, or each coroutine that may run at once, an imap has in its window by default."""
+
+VALUES_AHEAD = 64
+"""How many values a stream is ahead of its reader by default."""
+
+AWAITED: dict[Callable[..., Any], Callable[..., Any]] = {
+    job.map_chunk: tasks.map_chunk,
+    job.starmap_chunk: tasks.starmap_chunk,
+    job.each_of_chunk: tasks.each_of_chunk,
+}
+"""What calls a coroutine function with each item of a chunk, by what does so with a function."""
 
 IMMEASURABLE = 1e-9
 """Seconds below which no call is told from none."""
@@ -69,26 +83,38 @@ class Caller:
     Args:
         engine: the pool's.
         limits: how far a call may go that does not say it itself.
+        buffersize: how many values a stream may be ahead of its reader.
+        pool: what this is a view of; it lives as long as the view does.
     """
 
-    def __init__(self, engine: Engine, limits: Limits) -> None:
+    def __init__(
+        self, engine: Engine, limits: Limits, buffersize: int = VALUES_AHEAD, pool: Caller | None = None
+    ) -> None:
         self._engine = engine
         self._limits = limits
+        self._buffersize = buffersize
+        self._pool = pool
 
     def options(
-        self, *, timeout: float | Default | None = Default.POOLS, retries: int | Default = Default.POOLS
+        self,
+        *,
+        timeout: float | Default | None = Default.POOLS,
+        retries: int | Default = Default.POOLS,
+        buffersize: int | Default = Default.POOLS,
     ) -> Caller:
         """Return a view of the pool whose calls have these limits unless they ask for others; it costs next to nothing.
 
         Args:
             timeout: see `apply`.
             retries: see `apply`.
+            buffersize: see `stream`.
 
         Raises:
             ValueError: a number is out of its range.
             TypeError: an argument is of the wrong type.
         """
-        return Caller(self._engine, self._limits_for(timeout, retries))
+        size = self._buffersize if buffersize is Default.POOLS else at_least_one("buffersize", buffersize)
+        return Caller(self._engine, self._limits_for(timeout, retries), size, self)
 
     def __repr__(self) -> str:
         limits = self._limits
@@ -96,9 +122,31 @@ class Caller:
 
     # One call.
 
+    @overload
+    async def apply(
+        self,
+        func: Callable[..., Coroutine[Any, Any, T]],
+        args: Iterable[Any] = ...,
+        kwds: Mapping[str, Any] | None = ...,
+        *,
+        timeout: float | Default | None = ...,
+        retries: int | Default = ...,
+    ) -> T: ...
+
+    @overload
     async def apply(
         self,
         func: Callable[..., T],
+        args: Iterable[Any] = ...,
+        kwds: Mapping[str, Any] | None = ...,
+        *,
+        timeout: float | Default | None = ...,
+        retries: int | Default = ...,
+    ) -> T: ...
+
+    async def apply(
+        self,
+        func: Callable[..., MaybeCoroutine[T]],
         args: Iterable[Any] = (),
         kwds: Mapping[str, Any] | None = None,
         *,
@@ -111,7 +159,7 @@ class Caller:
         unless the call has stopped within ``cancel_grace``.
 
         Args:
-            func: what to call in a worker.
+            func: what to call in a worker; a coroutine function is awaited there, on the worker's own event loop.
             args: its positional arguments.
             kwds: its keyword arguments.
             timeout: seconds that the call may run, or None for no limit; instead of the pool's.
@@ -129,14 +177,18 @@ class Caller:
         if self._engine.admission.limited:
             result = await self._begin_in_turn(func, args, kwds, self._limits_for(timeout, retries))
         else:
-            result = self.apply_async(func, args, kwds, timeout=timeout, retries=retries)
+            result = self._begin(func, args, kwds, self._limits_for(timeout, retries))
         try:
             return await result
         finally:
             del result  # it has the exception, whose traceback has this frame
 
     async def _begin_in_turn(
-        self, func: Callable[..., T], args: Iterable[Any], kwds: Mapping[str, Any] | None, limits: Limits
+        self,
+        func: Callable[..., MaybeCoroutine[T]],
+        args: Iterable[Any],
+        kwds: Mapping[str, Any] | None,
+        limits: Limits,
     ) -> AsyncResult[T]:
         """Begin a call as soon as there is room for it."""
         function, positional, keywords = self._prepare(func, args, kwds)
@@ -151,9 +203,35 @@ class Caller:
         result.begin(call)
         return result
 
+    @overload
+    def apply_async(
+        self,
+        func: Callable[..., Coroutine[Any, Any, T]],
+        args: Iterable[Any] = ...,
+        kwds: Mapping[str, Any] | None = ...,
+        callback: Callable[[T], object] | None = ...,
+        error_callback: Callable[[BaseException], object] | None = ...,
+        *,
+        timeout: float | Default | None = ...,
+        retries: int | Default = ...,
+    ) -> AsyncResult[T]: ...
+
+    @overload
     def apply_async(
         self,
         func: Callable[..., T],
+        args: Iterable[Any] = ...,
+        kwds: Mapping[str, Any] | None = ...,
+        callback: Callable[[T], object] | None = ...,
+        error_callback: Callable[[BaseException], object] | None = ...,
+        *,
+        timeout: float | Default | None = ...,
+        retries: int | Default = ...,
+    ) -> AsyncResult[T]: ...
+
+    def apply_async(
+        self,
+        func: Callable[..., MaybeCoroutine[T]],
         args: Iterable[Any] = (),
         kwds: Mapping[str, Any] | None = None,
         callback: Callable[[T], object] | None = None,
@@ -179,17 +257,73 @@ class Caller:
             PoolNotRunning: the pool is not started, or closed.
             PoolFull: ``max_pending`` calls wait already.
         """
+        return self._begin(func, args, kwds, self._limits_for(timeout, retries), callback, error_callback)
+
+    def _begin(
+        self,
+        func: Callable[..., MaybeCoroutine[T]],
+        args: Iterable[Any],
+        kwds: Mapping[str, Any] | None,
+        limits: Limits,
+        callback: Callable[[T], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> AsyncResult[T]:
         function, positional, keywords = self._prepare(func, args, kwds)
-        limits, packer = self._limits_for(timeout, retries), self._engine.packer
+        packer = self._engine.packer
         result: AsyncResult[T] = AsyncResult(self._engine.backend, function.name)
         result.add_callbacks(callback, error_callback)
         self._engine.admission.take(1)
         result.begin(packer.make(function, positional, keywords, result.finish, limits, packer.carried()))
         return result
 
-    def submit(self, func: Callable[P, T], /, *args: P.args, **kwds: P.kwargs) -> AsyncResult[T]:
+    @overload
+    def submit(
+        self, func: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwds: P.kwargs
+    ) -> AsyncResult[T]: ...
+
+    @overload
+    def submit(self, func: Callable[P, T], /, *args: P.args, **kwds: P.kwargs) -> AsyncResult[T]: ...
+
+    def submit(self, func: Callable[P, MaybeCoroutine[T]], /, *args: P.args, **kwds: P.kwargs) -> AsyncResult[T]:
         """Begin ``func(*args, **kwds)`` in a worker: `apply_async` with the arguments written as in a call."""
-        return self.apply_async(func, args, kwds)
+        return self._begin(func, args, kwds, self._limits)
+
+    def stream(
+        self, func: Callable[P, Iterable[T] | AsyncIterable[T]], /, *args: P.args, **kwds: P.kwargs
+    ) -> StreamIterator[T]:
+        """Begin ``func(*args, **kwds)`` in a worker; return an async iterator over what it yields, as it yields it.
+
+        It is at most so many values ahead of its reader as ``options(buffersize=...)`` says, 64 by default; then it
+        stands still until some are taken. Leaving it early (with `StreamIterator.aclose`, or as a task is cancelled
+        that waits for a value) closes the generator in the worker, whose clean-up has ``cancel_grace`` seconds, or one
+        if that is 0. What it raises comes after the values before it. It is never tried again, for its values would
+        come twice. A time limit is for all of it, what it waits for its reader included.
+
+        Args:
+            func: a generator function, which has its worker for itself, or an async generator function, which shares it
+                as coroutines do.
+            args: its positional arguments.
+            kwds: its keyword arguments.
+
+        Raises:
+            NotImplementedError: the pool is on Dask.
+            NotPicklable: the function or an argument cannot be pickled.
+            PoolNotRunning: the pool is not started, or closed.
+            PoolFull: ``max_pending`` calls wait already.
+            TypeError: the function is no generator function.
+        """
+        function, positional, keywords = self._prepare(func, args, kwds)
+        if not self._engine.backend.streams:
+            raise NotImplementedError(
+                f"a pool on Dask cannot stream what {function.name} yields: return all of it, or use imap"
+            )
+        if function.kind not in (CallKind.GENERATOR, CallKind.ASYNC_GENERATOR):
+            raise TypeError(f"func must be a generator function or an async generator function, not {func!r}")
+        engine, limits = self._engine, self._limits._replace(retries=0)
+        engine.admission.take(1)
+        stream = Stream(engine.backend, function.name, self._buffersize)
+        stream.begin(engine.packer.make(function, positional, keywords, stream.finish, limits, engine.packer.carried()))
+        return StreamIterator(stream)
 
     def as_executor(self) -> PoolExecutor:
         """Return a `concurrent.futures.Executor` that runs its calls here, for libraries that want one.
@@ -218,9 +352,31 @@ class Caller:
 
     # Many calls.
 
+    @overload
+    async def map(
+        self,
+        func: Callable[[S], Coroutine[Any, Any, T]],
+        iterable: Iterable[S] | AsyncIterable[S],
+        chunksize: int | None = ...,
+        *,
+        timeout: float | Default | None = ...,
+        retries: int | Default = ...,
+    ) -> list[T]: ...
+
+    @overload
     async def map(
         self,
         func: Callable[[S], T],
+        iterable: Iterable[S] | AsyncIterable[S],
+        chunksize: int | None = ...,
+        *,
+        timeout: float | Default | None = ...,
+        retries: int | Default = ...,
+    ) -> list[T]: ...
+
+    async def map(
+        self,
+        func: Callable[[S], MaybeCoroutine[T]],
         iterable: Iterable[S] | AsyncIterable[S],
         chunksize: int | None = None,
         *,
@@ -235,16 +391,39 @@ class Caller:
             func: what to call in the workers.
             iterable: the items; an async iterable is read to its end first.
             chunksize: how many items travel together; None divides the input into four chunks for each worker, or
-                into single items if there is a time limit.
+                into single items if there is a time limit, or for a coroutine function. A chunk of coroutines is
+                awaited one after the other.
             timeout: see `apply`; the limit of each chunk.
             retries: see `apply`; the whole chunk is run again.
         """
         limits = self._limits_for(timeout, retries)
         return await self._map(job.map_chunk, func, iterable, chunksize, None, None, limits, wait=True)
 
+    @overload
+    async def starmap(
+        self,
+        func: Callable[..., Coroutine[Any, Any, T]],
+        iterable: Iterable[Iterable[Any]] | AsyncIterable[Iterable[Any]],
+        chunksize: int | None = ...,
+        *,
+        timeout: float | Default | None = ...,
+        retries: int | Default = ...,
+    ) -> list[T]: ...
+
+    @overload
     async def starmap(
         self,
         func: Callable[..., T],
+        iterable: Iterable[Iterable[Any]] | AsyncIterable[Iterable[Any]],
+        chunksize: int | None = ...,
+        *,
+        timeout: float | Default | None = ...,
+        retries: int | Default = ...,
+    ) -> list[T]: ...
+
+    async def starmap(
+        self,
+        func: Callable[..., MaybeCoroutine[T]],
         iterable: Iterable[Iterable[Any]] | AsyncIterable[Iterable[Any]],
         chunksize: int | None = None,
         *,
@@ -255,9 +434,35 @@ class Caller:
         limits = self._limits_for(timeout, retries)
         return await self._map(job.starmap_chunk, func, iterable, chunksize, None, None, limits, wait=True)
 
+    @overload
+    def map_async(
+        self,
+        func: Callable[[S], Coroutine[Any, Any, T]],
+        iterable: Iterable[S] | AsyncIterable[S],
+        chunksize: int | None = ...,
+        callback: Callable[[list[T]], object] | None = ...,
+        error_callback: Callable[[BaseException], object] | None = ...,
+        *,
+        timeout: float | Default | None = ...,
+        retries: int | Default = ...,
+    ) -> MapResult[T]: ...
+
+    @overload
     def map_async(
         self,
         func: Callable[[S], T],
+        iterable: Iterable[S] | AsyncIterable[S],
+        chunksize: int | None = ...,
+        callback: Callable[[list[T]], object] | None = ...,
+        error_callback: Callable[[BaseException], object] | None = ...,
+        *,
+        timeout: float | Default | None = ...,
+        retries: int | Default = ...,
+    ) -> MapResult[T]: ...
+
+    def map_async(
+        self,
+        func: Callable[[S], MaybeCoroutine[T]],
         iterable: Iterable[S] | AsyncIterable[S],
         chunksize: int | None = None,
         callback: Callable[[list[T]], object] | None = None,
@@ -270,9 +475,35 @@ class Caller:
         limits = self._limits_for(timeout, retries)
         return self._map(job.map_chunk, func, iterable, chunksize, callback, error_callback, limits)
 
+    @overload
+    def starmap_async(
+        self,
+        func: Callable[..., Coroutine[Any, Any, T]],
+        iterable: Iterable[Iterable[Any]] | AsyncIterable[Iterable[Any]],
+        chunksize: int | None = ...,
+        callback: Callable[[list[T]], object] | None = ...,
+        error_callback: Callable[[BaseException], object] | None = ...,
+        *,
+        timeout: float | Default | None = ...,
+        retries: int | Default = ...,
+    ) -> MapResult[T]: ...
+
+    @overload
     def starmap_async(
         self,
         func: Callable[..., T],
+        iterable: Iterable[Iterable[Any]] | AsyncIterable[Iterable[Any]],
+        chunksize: int | None = ...,
+        callback: Callable[[list[T]], object] | None = ...,
+        error_callback: Callable[[BaseException], object] | None = ...,
+        *,
+        timeout: float | Default | None = ...,
+        retries: int | Default = ...,
+    ) -> MapResult[T]: ...
+
+    def starmap_async(
+        self,
+        func: Callable[..., MaybeCoroutine[T]],
         iterable: Iterable[Iterable[Any]] | AsyncIterable[Iterable[Any]],
         chunksize: int | None = None,
         callback: Callable[[list[T]], object] | None = None,
@@ -285,9 +516,33 @@ class Caller:
         limits = self._limits_for(timeout, retries)
         return self._map(job.starmap_chunk, func, iterable, chunksize, callback, error_callback, limits)
 
+    @overload
+    def imap(
+        self,
+        func: Callable[[S], Coroutine[Any, Any, T]],
+        iterable: Iterable[S] | AsyncIterable[S],
+        chunksize: int = ...,
+        buffersize: int | None = ...,
+        *,
+        timeout: float | Default | None = ...,
+        retries: int | Default = ...,
+    ) -> ImapIterator[T]: ...
+
+    @overload
     def imap(
         self,
         func: Callable[[S], T],
+        iterable: Iterable[S] | AsyncIterable[S],
+        chunksize: int = ...,
+        buffersize: int | None = ...,
+        *,
+        timeout: float | Default | None = ...,
+        retries: int | Default = ...,
+    ) -> ImapIterator[T]: ...
+
+    def imap(
+        self,
+        func: Callable[[S], MaybeCoroutine[T]],
         iterable: Iterable[S] | AsyncIterable[S],
         chunksize: int = 1,
         buffersize: int | None = None,
@@ -302,16 +557,40 @@ class Caller:
             iterable: the items, which may be endless or async; read only as far as ``buffersize`` says.
             chunksize: how many items travel together.
             buffersize: how many chunks are taken from the input ahead of what you have received; None means two
-                for each worker.
+                for each worker, or for each coroutine that may run at once.
             timeout: see `apply`; the limit of each chunk.
             retries: see `apply`; the whole chunk is run again.
         """
         limits = self._limits_for(timeout, retries)
         return self._imap(func, iterable, chunksize, buffersize, limits, ordered=True)
 
+    @overload
+    def imap_unordered(
+        self,
+        func: Callable[[S], Coroutine[Any, Any, T]],
+        iterable: Iterable[S] | AsyncIterable[S],
+        chunksize: int = ...,
+        buffersize: int | None = ...,
+        *,
+        timeout: float | Default | None = ...,
+        retries: int | Default = ...,
+    ) -> ImapIterator[T]: ...
+
+    @overload
     def imap_unordered(
         self,
         func: Callable[[S], T],
+        iterable: Iterable[S] | AsyncIterable[S],
+        chunksize: int = ...,
+        buffersize: int | None = ...,
+        *,
+        timeout: float | Default | None = ...,
+        retries: int | Default = ...,
+    ) -> ImapIterator[T]: ...
+
+    def imap_unordered(
+        self,
+        func: Callable[[S], MaybeCoroutine[T]],
         iterable: Iterable[S] | AsyncIterable[S],
         chunksize: int = 1,
         buffersize: int | None = None,
@@ -326,7 +605,7 @@ class Caller:
     def _map(
         self,
         over_chunk: Callable[..., list[T]],
-        func: Callable[..., T],
+        func: Callable[..., MaybeCoroutine[T]],
         iterable: Iterable[Any] | AsyncIterable[Any],
         chunksize: int | None,
         callback: Callable[[list[T]], object] | None,
@@ -341,16 +620,16 @@ class Caller:
         result: MapResult[T] = MapResult(self._engine.backend, name_of(func))
         result.add_callbacks(callback, error_callback)
         admission, packer = self._engine.admission, self._engine.packer
-        company = packer.carried()  # now; an async input may take its time
+        company, kind = packer.carried(), kind_of(func)  # now; an async input may take its time
 
         def begin(items: list[Any]) -> None:
             self._engine.guard.check_usable()
-            size = self._size_of_chunks(len(items), chunksize, limits, packer.pace_of(func))
+            size = self._size_of_chunks(len(items), chunksize, limits, kind, packer.pace_of(func))
             waits = wait and admission.limited
             if not waits:
                 admission.take(-(-len(items) // size))
             calls = self._make_chunks(
-                packer.find_runner(over_chunk, func),
+                packer.find_runner(AWAITED[over_chunk] if kind is CallKind.COROUTINE else over_chunk, func),
                 func,
                 items,
                 size,
@@ -370,10 +649,10 @@ class Caller:
             begin(list(iterate_input(iterable)))
         return result
 
-    def _size_of_chunks(self, items: int, chunksize: int | None, limits: Limits, pace: Pace) -> int:
+    def _size_of_chunks(self, items: int, chunksize: int | None, limits: Limits, kind: CallKind, pace: Pace) -> int:
         if chunksize is not None:
             return chunksize
-        if limits.timeout is not None:
+        if limits.timeout is not None or kind is CallKind.COROUTINE:
             return 1
         backend = self._engine.backend
         even = -(-items // (backend.seats * CHUNKS_PER_WORKER)) or 1
@@ -411,7 +690,7 @@ class Caller:
 
     def _imap(
         self,
-        func: Callable[..., T],
+        func: Callable[..., MaybeCoroutine[T]],
         iterable: Iterable[Any] | AsyncIterable[Any],
         chunksize: int,
         buffersize: int | None,
@@ -423,11 +702,13 @@ class Caller:
         check_callable("func", func)
         at_least_one("chunksize", chunksize)
         optional(at_least_one, "buffersize", buffersize)
-        backend = self._engine.backend
+        awaited, backend = kind_of(func) is CallKind.COROUTINE, self._engine.backend
+        ahead = CHUNKS_AHEAD * (backend.concurrency if awaited else 1)
         source = iterable if isinstance(iterable, AsyncIterable) else iterate_input(iterable)
         packer = self._engine.packer
         packer.find(func)  # one that cannot travel is an error of this line
-        runner, company = packer.find_runner(job.each_of_chunk, func), packer.carried()
+        over_chunk = AWAITED[job.each_of_chunk] if awaited else job.each_of_chunk
+        runner, company = packer.find_runner(over_chunk, func), packer.carried()
 
         context = copy_context()  # whoever takes the next value, all calls are those of whoever is here
 
@@ -440,7 +721,7 @@ class Caller:
             runner.name,
             lambda items, finish: context.run(make, items, finish),
             chunksize=chunksize,
-            buffersize=lambda: CHUNKS_AHEAD * backend.seats if buffersize is None else buffersize,
+            buffersize=lambda: ahead * backend.seats if buffersize is None else buffersize,
             ordered=ordered,
             left=length_of(iterable),
         )

@@ -11,10 +11,34 @@ from typing import NamedTuple
 from .exceptions import AioPoolError
 from .sharing import CallPayload
 
-__all__ = ["CANCELLED", "Call", "CallPhase", "Cancelled", "Limits", "Outcome", "Pace", "Reply", "ids"]
+__all__ = [
+    "CANCELLED", "STOP_GRACE", "Call", "CallKind", "CallPhase", "Cancelled", "Limits", "Outcome", "Pace", "Reply",
+    "ids",
+]  # fmt: skip
 
 ids: itertools.count[int] = itertools.count(1)
 """What names calls and shares on the wire."""
+
+
+STOP_GRACE = 1.0
+"""Seconds that what runs on a worker's loop has to stop where `cancel_grace` is 0: its worker may have others."""
+
+
+class CallKind(enum.Enum):
+    """What a call is, and so how a worker runs it."""
+
+    FUNCTION = "function"
+    """It has its worker for itself."""
+    COROUTINE = "coroutine"
+    """It shares its worker with others of its kind, on the worker's loop."""
+    GENERATOR = "generator"
+    """It yields values, each when it is asked for; it has its worker for itself."""
+    ASYNC_GENERATOR = "async generator"
+    """It yields values, and shares its worker as a coroutine does."""
+
+
+SHARING = (CallKind.COROUTINE, CallKind.ASYNC_GENERATOR)
+"""What may run beside others."""
 
 
 class CallPhase(enum.Enum):
@@ -23,7 +47,7 @@ class CallPhase(enum.Enum):
     NEW = "new"
     WAITING = "waiting"
     SENT = "sent"
-    """In its worker's channel, behind a call that runs."""
+    """In its worker's channel, behind what runs there."""
     RUNNING = "running"
     STOPPING = "stopping"
     """Its end is decided after it was sent; it comes when the worker is gone, has stopped it, or has given it back."""
@@ -108,8 +132,16 @@ class Call:
         phase: kept by the dispatcher.
         progress: called with what the call reports, pickled, and its buffers; None if nobody wants to know.
         submitted: when the backend took it.
+        kind: what it is.
+        shares: whether it may run beside others in its worker.
+        window: how many values its worker may send before the first is taken, if it yields any; else 0.
+        take: called with each value that it yields, pickled, or None if that has been lost, and its buffers; None if it
+            yields none.
+        loading: whether it is too large for one packet, and its worker may not have read all of it; kept by the
+            dispatcher.
+        since: when it began, as far as can be known; kept by the dispatcher.
         cost: how many seconds it was expected to take when it was sent; kept by the dispatcher.
-        tries: how many workers have died under it; kept by the dispatcher.
+        tries: how many workers have died under it before its end was decided; kept by the dispatcher.
         verdict: the outcome that was decided while it ran; kept by the dispatcher.
     """
 
@@ -118,16 +150,22 @@ class Call:
         "cost",
         "finish",
         "id",
+        "kind",
         "limits",
+        "loading",
         "name",
         "pace",
         "payload",
         "phase",
         "progress",
+        "shares",
+        "since",
         "submitted",
+        "take",
         "tries",
         "verdict",
         "weight",
+        "window",
     )  # fmt: skip
 
     def __init__(
@@ -141,6 +179,7 @@ class Call:
         weight: int = 1,
         automatic: bool = False,
         id_: int | None = None,
+        kind: CallKind = CallKind.FUNCTION,
     ) -> None:
         self.id: int = next(ids) if id_ is None else id_
         self.name: str = name
@@ -152,7 +191,13 @@ class Call:
         small = isinstance(payload, bytes)  # what is large is never quick
         self.pace: Pace = pace if pace is not None and small else Pace()
         self.progress: Callable[[bytes | memoryview, Sequence[memoryview]], None] | None = None
+        self.kind: CallKind = kind
+        self.shares: bool = kind in SHARING
+        self.window: int = 0
+        self.take: Callable[[bytes | memoryview | None, Sequence[memoryview]], None] | None = None
         self.submitted: float = 0.0
+        self.loading: bool = False
+        self.since: float = 0.0
         self.cost: float = 0.0
         self.phase: CallPhase = CallPhase.NEW
         self.tries: int = 0

@@ -8,11 +8,13 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from contextvars import ContextVar, Token
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-__all__ = ["Around", "Carried", "Carrier", "call_with"]
+from .exceptions import AioPoolError
+
+__all__ = ["Around", "Carried", "Carrier", "await_with", "call_with", "iterate_async_with", "iterate_with"]
 
 T = TypeVar("T")
 
@@ -34,7 +36,14 @@ class Carried(NamedTuple):
 
     def around(self) -> Assigned:
         """Return what sets the variable, for a while."""
-        return Assigned(getattr(importlib.import_module(self.module), self.name), self.value)
+        try:
+            variable = getattr(importlib.import_module(self.module), self.name)
+        except (ImportError, AttributeError) as error:
+            raise AioPoolError(
+                f"context_vars: {self.module}.{self.name} is not there in the worker; define it in a module that "
+                "workers can import, outside `if __name__ == ...`"
+            ) from error
+        return Assigned(variable, self.value)
 
 
 class Assigned:
@@ -83,11 +92,14 @@ class Carrier:
 
 _UNSET: Any = object()
 
+MAIN = ("__main__", "__mp_main__")
+"""Looked at last: what is imported there under a guard is not there in a worker."""
+
 
 def _place_of(variable: ContextVar[Any]) -> tuple[str, str]:
     if not isinstance(variable, ContextVar):
         raise TypeError(f"context_vars must be context variables, not {variable!r}")
-    for module, content in list(sys.modules.items()):
+    for module, content in sorted(sys.modules.items(), key=lambda item: item[0] in MAIN):
         for name, value in list(getattr(content, "__dict__", {}).items()):
             if value is variable:
                 return module, name
@@ -100,7 +112,44 @@ def call_with(
     company: Sequence[Around], function: Callable[..., T], args: tuple[Any, ...], kwds: Mapping[str, Any]
 ) -> T:
     """Call a function in the worker, with what has travelled with the call around it."""
+    with _entered(company):
+        return function(*args, **kwds)
+
+
+async def await_with(
+    company: Sequence[Around], function: Callable[..., Awaitable[T]], args: tuple[Any, ...], kwds: Mapping[str, Any]
+) -> T:
+    """Do the same with a coroutine function."""
+    with _entered(company):
+        return await function(*args, **kwds)
+
+
+def iterate_with(
+    company: Sequence[Around],
+    function: Callable[..., Generator[T, None, None]],
+    args: tuple[Any, ...],
+    kwds: Mapping[str, Any],
+) -> Generator[T, None, None]:
+    """Do the same with a generator function."""
+    with _entered(company):
+        yield from function(*args, **kwds)
+
+
+async def iterate_async_with(
+    company: Sequence[Around],
+    function: Callable[..., AsyncGenerator[T, None]],
+    args: tuple[Any, ...],
+    kwds: Mapping[str, Any],
+) -> AsyncGenerator[T, None]:
+    """Do the same with an async generator function."""
+    with _entered(company):
+        async with contextlib.aclosing(function(*args, **kwds)) as values:
+            async for value in values:
+                yield value
+
+
+def _entered(company: Sequence[Around]) -> contextlib.ExitStack:
     with contextlib.ExitStack() as stack:
         for each in company:
             stack.enter_context(each.around())
-        return function(*args, **kwds)
+        return stack.pop_all()

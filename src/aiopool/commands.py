@@ -27,8 +27,8 @@ class Send(NamedTuple):
 class Recall(NamedTuple):
     """Take back what this worker has not read, then report `Dispatcher.recalled`.
 
-    A worker reads a call only when it has answered the one before. So what does not come back has begun, and if that
-    is more than one call, the answers to all but the last are on their way.
+    A worker reads a call only when it has a place for it. So what does not come back has begun, and if that is more
+    than the worker runs at once, the answers to those too many are on their way.
     """
 
     worker: int

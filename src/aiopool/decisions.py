@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import TypeGuard
 
 from .backlog import Backlog
-from .calls import Call, CallPhase, Outcome
+from .calls import CANCELLED, STOP_GRACE, Call, CallKind, CallPhase, Outcome
 from .commands import Command, Dismiss, Finish, Interrupt, Kill, Recall, Send, Spawn
 from .exceptions import AioPoolError, BrokenPool, CallTimeout, InitializerError, PoolTerminated, WorkerDied
 from .losses import Losses
@@ -20,7 +20,7 @@ from .phases import POOL_MOVES, PoolPhase, WorkerPhase
 from .recycling import IdlePolicy, RecyclePolicy, RecycleReason
 from .seats import Crew, Seat, SeatPhase, Worker
 
-__all__ = ["AHEAD", "BEGIN_TIMEOUT", "LEAVE_GRACE", "OVERDUE", "START_TIMEOUT", "Decisions"]
+__all__ = ["AHEAD", "BEGIN_TIMEOUT", "LEAVE_GRACE", "OVERDUE", "START_TIMEOUT", "Decisions", "reason_of"]
 
 LEAVE_GRACE = 5.0
 """Seconds that a dismissed worker has for its atexit handlers and threads before it is killed."""
@@ -42,11 +42,12 @@ class Decisions:
     """The state, and what is decided on it.
 
     Args:
-        seats: how many calls may run at once.
+        seats: how many workers may have calls at once.
         policy: when a worker has served enough.
         grace: seconds from the interruption of a call to the end of its worker; 0 for no interruption.
         start_timeout: seconds that a worker has to become ready.
-        depth: how many calls a worker may have in its channel, the running one included.
+        concurrency: how many coroutines a worker may run at once.
+        depth: how many calls a worker may have in its channel, those that run included; or as many as may run.
         idling: which workers go that have nothing to do.
         jitter: returns a number from 0 to 1; spreads the delays between starts after failures.
     """
@@ -58,6 +59,7 @@ class Decisions:
         *,
         grace: float = 0.0,
         start_timeout: float = START_TIMEOUT,
+        concurrency: int = 1,
         depth: int = 1,
         idling: IdlePolicy | None = None,
         jitter: Callable[[], float] = random.random,
@@ -69,6 +71,7 @@ class Decisions:
         self._losses = Losses(seats, jitter)
         self._grace = grace
         self._start_timeout = start_timeout
+        self._concurrency = concurrency
         self._depth = depth
         self._idling = idling or IdlePolicy()
         self._backlog = Backlog()
@@ -78,16 +81,18 @@ class Decisions:
 
     @property
     def seats(self) -> int:
-        """How many calls may run at once."""
+        """How many workers may have calls at once."""
         return len(self._crew.seats)
 
     # Decisions.
 
     def _decided(self, now: float) -> list[Command]:
         """Bring workers and calls together after an input; return all that is to be done."""
+        self._assign(now)
         if self._crew.dormant:
             self._wake()
-        self._assign(now)
+        if self._backlog:
+            self._send_ahead(now)
         self._refill(now)
         self._take_back(now)
         if self.phase is not PoolPhase.RUNNING:
@@ -102,18 +107,35 @@ class Decisions:
                 self._replace(worker, now)
             else:
                 self._send(worker, self._backlog.take(), now)
-        self._send_ahead(now)
+        while self._backlog and (roomiest := self._roomiest(self._backlog.first())) is not None:
+            self._send(roomiest, self._backlog.take(), now)
+
+    def _roomiest(self, call: Call) -> Worker | None:
+        """Return the busy worker with the fewest calls that has a place for this one beside them, or None."""
+        if not call.shares or self._concurrency == 1:
+            return None
+        occupants = filter(_may_have_more, (seat.occupant for seat in self._crew.seats))
+        roomy = (worker for worker in occupants if len(worker.calls) < worker.width and _fits(worker, call))
+        return min(roomy, key=lambda worker: len(worker.calls), default=None)
+
+    def _width_for(self, call: Call) -> int:
+        """Return how many calls of this kind a worker runs at once."""
+        return self._concurrency if call.shares else 1
 
     def _send_ahead(self, now: float) -> None:
         """Deal out what waits among busy workers, to each one call in its turn, as long as all of it is soon done.
 
         But not while another worker could be had: two calls may wait for one another.
         """
-        if not self._backlog or self._crew.dormant or self._short_of_workers:
+        if self._crew.dormant or self._short_of_workers:
             return
         occupants = (seat.occupant for seat in self._crew.seats)
         turns = deque(sorted(filter(_may_have_more, occupants), key=lambda worker: worker.load))
-        while self._backlog and (worker := self._next_with_room(turns, self._backlog.first())) is not None:
+        while self._backlog:
+            call = self._backlog.first()
+            worker = self._roomiest(call) or self._next_with_room(turns, call)
+            if worker is None:
+                return
             self._send(worker, self._backlog.take(), now)
 
     def _next_with_room(self, turns: deque[Worker], call: Call) -> Worker | None:
@@ -122,7 +144,7 @@ class Decisions:
             worker = turns.popleft()
             if len(worker.calls) < self._depth and worker.phase is WorkerPhase.BUSY:
                 turns.append(worker)
-                if _has_room(worker, call):
+                if worker.width == self._width_for(call) and _has_room(worker, call):
                     return worker
         return None
 
@@ -134,27 +156,32 @@ class Decisions:
         return self.phase is PoolPhase.BROKEN
 
     def _take_back(self, now: float) -> None:
-        """Take back what is behind a call if another worker is free, or could be had, or if the call is long."""
+        """Take back what a worker has not begun if it could begin elsewhere, or if what it is behind is long."""
         if len(self._crew.seats) == 1 or len(self._owner) <= 1:
             return  # there is nobody else, or nothing behind anything
-        free = (bool(self._crew.idle) and not self._backlog) or self._short_of_workers
+        free, short = bool(self._crew.idle) and not self._backlog, self._short_of_workers
         for seat in self._crew.seats:
             worker = seat.occupant
-            if worker is None or len(worker.calls) < 2:  # noqa: PLR2004 - one runs, the others wait for it
+            if worker is None or len(worker.calls) < 2:  # noqa: PLR2004 - the only one is behind nothing
                 continue
-            if now - worker.since > OVERDUE:
-                worker.load = math.inf  # nothing is to follow before it has come to an end
+            if len(worker.calls) <= worker.width:
+                if free:  # it may not get round to all that it has a place for
+                    self._recall(worker)
+            elif now - worker.since > OVERDUE:
+                worker.load = math.inf  # nothing is to follow before something has come to an end
                 self._recall(worker)
-            elif free:
+            elif free or short or self._roomiest(worker.calls[worker.width]) is not None:
                 self._recall(worker)
 
     def _send(self, worker: Worker, call: Call, now: float) -> None:
-        if worker.calls:
-            call.phase = CallPhase.SENT
-        else:
-            call.phase = CallPhase.RUNNING
+        if not worker.calls:
             worker.load, worker.since = 0.0, now
-            self._expect(worker, call, now)
+            worker.width = self._concurrency if call.shares else 1
+        if len(worker.calls) < worker.width:
+            self._expect(call, now)
+        else:
+            call.phase = CallPhase.SENT
+        call.loading = call.shares and not isinstance(call.payload, bytes)
         call.cost = call.pace.seconds * call.weight
         worker.load += call.cost
         worker.calls.append(call)
@@ -167,19 +194,20 @@ class Decisions:
             self._crew.move(worker, WorkerPhase.BUSY)
         self._commands.append(Send(worker.id, call))
 
-    def _expect(self, worker: Worker, call: Call, now: float) -> None:
-        """A worker is to begin this call; if that has a time limit it will say so, unless it is stopped or stuck."""
+    def _expect(self, call: Call, now: float) -> None:
+        """Its worker is to begin this call; if that has a time limit it will say so, unless it is stopped or stuck."""
+        call.phase, call.since = CallPhase.RUNNING, now
         if call.limits.timeout is not None:
-            self._crew.deadlines[worker] = now + call.limits.timeout + BEGIN_TIMEOUT
+            self._crew.deadlines[call] = now + call.limits.timeout + BEGIN_TIMEOUT
 
     def _proceed(self, worker: Worker, now: float) -> None:
         """A worker goes on to what is next in its channel, or has nothing in hand any more."""
         if worker.calls:
-            first = worker.calls[0]
-            if first.phase is CallPhase.STOPPING:
+            for call in worker.running() if worker.width > 1 else (worker.calls[0],):
+                if call.phase is CallPhase.SENT:
+                    self._expect(call, now)
+            if worker.is_stopping:
                 self._stop(worker, now)
-            else:
-                first.phase = CallPhase.RUNNING
         elif worker.phase is WorkerPhase.RETIRING or (worker.due and worker.seat.has_ready_successor):
             self._replace(worker, now)
         else:
@@ -188,33 +216,42 @@ class Decisions:
 
     def _condemn(self, call: Call, verdict: Outcome, now: float) -> None:
         """Decide how a call ends that a worker has; it ends when it has stopped."""
-        worker = self._owner[call.id]
-        if call is worker.calls[0]:
-            self._crew.deadlines.pop(worker, None)  # its time limit; what comes now has a deadline of its own
+        self._crew.deadlines.pop(call, None)  # its time limit; what comes now has a deadline of its own
         call.phase = CallPhase.STOPPING
         call.verdict = verdict
-        self._stop(worker, now)
+        self._stop(self._owner[call.id], now)
 
     def _stop(self, worker: Worker, now: float) -> None:
-        """End what is to be stopped in a worker, and nothing else: what is behind it is taken back first."""
-        if worker.phase is WorkerPhase.KILLED:
-            return  # all that it has, ends with it
-        if len(worker.calls) > 1:
+        """End what is to be stopped in a worker, and nothing else: what it has not begun is taken back first."""
+        if worker.phase is WorkerPhase.KILLED or worker.recalling:
+            return  # all that it has, ends with it; or what it has is to be known in a moment
+        if len(worker.calls) > 1 and not worker.recalled and not worker.is_loading:
             self._recall(worker)
-        elif worker.calls[0].phase is CallPhase.STOPPING and not worker.recalling:
-            if self._grace:
-                self._crew.deadlines[worker] = now + self._grace
-                self._commands.append(Interrupt(worker.id, worker.calls[0]))
-            else:
-                self._kill(worker, now)
+        elif len(worker.calls) <= worker.width:  # else answers are on their way
+            for call in worker.running():
+                if call.phase is CallPhase.STOPPING and call not in self._crew.deadlines:
+                    self._halt(worker, call, now)
+
+    def _halt(self, worker: Worker, call: Call, now: float) -> None:
+        """Interrupt a call, or kill its worker if it is to have no time to stop."""
+        grace = self._grace or (0.0 if call.kind is CallKind.FUNCTION else STOP_GRACE)
+        if grace:
+            self._crew.deadlines[call] = now + grace
+            self._commands.append(Interrupt(worker.id, call))
+        else:
+            self._kill(worker, now)
+
+    def _overrun(self, call: Call, now: float) -> None:
+        """A call is over its time limit, or has not stopped in time: then its worker ends, with all that it runs."""
+        if call.phase is CallPhase.RUNNING:
+            self._condemn(call, CallTimeout(call.name, call.limits.timeout or 0.0), now)
+        else:
+            worker = self._owner[call.id]
+            worker.culprit = call
+            self._kill(worker, now)
 
     def _overdue(self, worker: Worker, now: float) -> None:
-        """A worker has let its deadline pass."""
-        del self._crew.deadlines[worker]
-        if worker.calls and worker.calls[0].phase is CallPhase.RUNNING:
-            call = worker.calls[0]
-            self._condemn(call, CallTimeout(call.name, call.limits.timeout or 0.0), now)
-            return
+        """A worker has not become ready in time, or not left."""
         if worker.phase is WorkerPhase.STARTING:
             worker.cause = InitializerError(f"a worker was not ready within {self._start_timeout:g} s")
         self._discard(worker, now)
@@ -226,7 +263,9 @@ class Decisions:
         self._kill(worker, now)
 
     def _recall(self, worker: Worker) -> None:
-        if not worker.recalled and worker.phase in (WorkerPhase.BUSY, WorkerPhase.RETIRING):
+        if worker.recalled or worker.is_loading:
+            return
+        if worker.phase in (WorkerPhase.BUSY, WorkerPhase.RETIRING):
             worker.recalled = worker.recalling = True
             self._commands.append(Recall(worker.id))
 
@@ -250,6 +289,8 @@ class Decisions:
     def _kill(self, worker: Worker, now: float) -> None:
         if worker.phase is not WorkerPhase.KILLED:
             self._crew.move(worker, WorkerPhase.KILLED)
+            for call in worker.calls:
+                self._crew.deadlines.pop(call, None)
             self._crew.vacate(worker, now)
             self._commands.append(Kill(worker.id))
 
@@ -347,17 +388,23 @@ class Decisions:
     def _end(self, call: Call, outcome: Outcome) -> None:
         call.phase = CallPhase.ENDED
         call.payload = b""
+        self._crew.deadlines.pop(call, None)
         self._owner.pop(call.id, None)
         self._unseen_before.discard(call.id)
         self._commands.append(Finish(call, outcome))
 
-    def _end_with_worker(self, call: Call, pid: int | None, exitcode: int | None) -> None:
+    def _end_with_worker(
+        self, call: Call, pid: int | None, exitcode: int | None, beside: tuple[str, ...], because: str | None
+    ) -> None:
         """A worker has died under a call: that is its end, unless it may be tried again."""
+        if call.verdict is not None:
+            self._end(call, call.verdict)
+            return
         call.tries += 1
-        if call.verdict is None and call.tries <= call.limits.retries:
+        if call.tries <= call.limits.retries:
             self._requeue([call])
         else:
-            self._end(call, call.verdict or WorkerDied(pid, exitcode, call.name, call.tries))
+            self._end(call, WorkerDied(pid, exitcode, call.name, call.tries, beside, because))
 
     def _requeue(self, calls: Iterable[Call]) -> None:
         """Put calls back where they came from: before all others, in their order."""
@@ -366,6 +413,7 @@ class Decisions:
                 self._end(call, call.verdict)
             else:
                 del self._owner[call.id]
+                self._crew.deadlines.pop(call, None)
                 self._backlog.put_back(call)
 
     def _abandon_calls(self, worker: Worker) -> None:
@@ -413,16 +461,28 @@ class Decisions:
         self.phase = phase
 
 
+def reason_of(culprit: Call | None) -> str | None:
+    """Return why a worker was killed under the calls that ran beside this one, which did not stop; None for None."""
+    if culprit is None:
+        return None
+    why = "was cancelled" if culprit.verdict is CANCELLED else "was over its time limit"
+    return f"{culprit.name}, which ran beside it, {why} and did not stop"
+
+
 def _may_have_more(worker: Worker | None) -> TypeGuard[Worker]:
     """Whether this is a worker that is busy, and may be sent more."""
     if worker is None or worker.phase is not WorkerPhase.BUSY:
         return False
-    if not worker.calls or worker.recalling or worker.calls[0].phase is CallPhase.STOPPING:
+    if not worker.calls or worker.recalling or worker.is_loading or worker.is_stopping:
         return False
     return not (worker.due and worker.seat.has_ready_successor)  # or it would never have nothing in hand, and go
 
 
 def _has_room(worker: Worker, call: Call) -> bool:
     """Whether a worker will soon be done with what it has, and with this call, too."""
-    soon = worker.load + call.pace.seconds * call.weight <= AHEAD
-    return soon and (not call.automatic or worker.allowance.fits(worker.taken, call.weight))
+    return (worker.load + call.pace.seconds * call.weight) / worker.width <= AHEAD and _fits(worker, call)
+
+
+def _fits(worker: Worker, call: Call) -> bool:
+    """Whether a worker may serve all of this call."""
+    return not call.automatic or worker.allowance.fits(worker.taken, call.weight)

@@ -7,7 +7,8 @@ close and terminate all meet here, one after the other, so a call ends exactly o
 
 A pool has a number of *seats*. The occupant of a seat serves calls. When it begins its last one, its successor is
 started, so that it is ready when the seat falls vacant; it serves nothing before that, so never more calls run than
-there are seats. A seat that had nothing to do for long lies *dormant*, without a worker, until calls wait. When the
+there are seats. It runs one function at a time, or as many coroutines as it has places; these may be answered in any
+order. A seat that had nothing to do for long lies *dormant*, without a worker, until calls wait. When the
 pool is made smaller, its last seats are *closed*; a call that runs there ends in its time. If it is made larger before
 that, the seat is the same: at no time do two calls run in seats of the same number.
 
@@ -17,12 +18,13 @@ raises before anything has changed.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable
 
 from .calls import CANCELLED, Call, CallPhase, Reply
 from .commands import Command
-from .decisions import LEAVE_GRACE, Decisions
+from .decisions import LEAVE_GRACE, Decisions, reason_of
 from .exceptions import AioPoolError, InitializerError, PoolTerminated, WorkerDied
 from .phases import PoolPhase, WorkerPhase
 from .recycling import RecycleReason
@@ -58,6 +60,15 @@ class Dispatcher(Decisions):
     def workers(self) -> dict[int, Worker]:
         """All workers that are not gone, by their ids."""
         return self._crew.workers
+
+    def owner(self, call: Call) -> int | None:
+        """Return which worker has a call, or None."""
+        worker = self._owner.get(call.id)
+        return None if worker is None else worker.id
+
+    def held(self, worker_id: int, call_id: int) -> Call | None:
+        """Return the call of this id that a worker has, or None."""
+        return next((call for call in self.workers[worker_id].calls if call.id == call_id), None)
 
     # Inputs: what users want.
 
@@ -158,11 +169,13 @@ class Dispatcher(Decisions):
         return self._decided(now)
 
     def began(self, worker_id: int, call_id: int, now: float) -> list[Command]:
-        """A worker says that it begins a call that has a time limit."""
+        """A worker says that it begins a call that has a time limit, or is large."""
         worker = self.workers[worker_id]
         for call in worker.calls if worker.phase is not WorkerPhase.KILLED else ():
-            if call.id == call_id and call.phase is CallPhase.RUNNING and call.limits.timeout is not None:
-                self._crew.deadlines[worker] = now + call.limits.timeout
+            if call.id == call_id:
+                call.loading = False
+                if call.phase is CallPhase.RUNNING and call.limits.timeout is not None:
+                    self._crew.deadlines[call] = now + call.limits.timeout
         return self._decided(now)
 
     def due(self, worker_id: int, now: float) -> list[Command]:
@@ -176,20 +189,27 @@ class Dispatcher(Decisions):
         if worker.phase is WorkerPhase.KILLED:
             return []  # too late: what it had in hand is decided
         for call_id, reply in replies:
-            if not worker.calls or worker.calls[0].id != call_id:
+            is_first = worker.calls and worker.calls[0].id == call_id
+            if not is_first and not self._bring_forward(worker, call_id):
                 return self.garbled(worker_id, now)  # it answers what it was not asked
             call = worker.calls.popleft()
             worker.served += call.weight
-            worker.load -= call.cost
+            worker.lighten(call.cost)
             call.pace.learn(reply.seconds / call.weight)
             self._end(call, reply if call.verdict is None else call.verdict)
         worker.since = now
         self._losses.forgive()
-        self._crew.deadlines.pop(worker, None)
-        if worker.calls and worker.calls[0].phase is CallPhase.SENT:
-            self._expect(worker, worker.calls[0], now)
         self._proceed(worker, now)
         return self._decided(now)
+
+    def _bring_forward(self, worker: Worker, call_id: int) -> bool:
+        """Have a call that runs be the first, to be answered; return False if it does not run."""
+        for call in worker.running():
+            if call.id == call_id:
+                worker.calls.remove(call)
+                worker.calls.appendleft(call)
+                return True
+        return False
 
     def recalled(self, worker_id: int, calls: Iterable[int], now: float) -> list[Command]:
         """A worker's channel gave back these calls, which it had not begun."""
@@ -200,7 +220,8 @@ class Dispatcher(Decisions):
         back = [call for call in worker.calls if call.id in ids]
         worker.calls = deque(call for call in worker.calls if call.id not in ids)
         worker.taken -= sum(call.weight for call in back)
-        worker.load -= sum(call.cost for call in back)
+        if worker.load < math.inf:  # else what it runs is long, or was never seen: nothing follows before an answer
+            worker.lighten(sum(call.cost for call in back))
         self._requeue(back)
         stays = worker.seat.phase is not SeatPhase.CLOSED and not worker.allowance.spent(worker.taken)
         if worker.phase is WorkerPhase.RETIRING and stays:
@@ -240,8 +261,10 @@ class Dispatcher(Decisions):
         elif calls and not begun:
             self._unseen_before.add(calls[0].id)
         self._requeue(calls[begun:])
-        for call in reversed(calls[:begun]):
-            self._end_with_worker(call, pid, exitcode)
+        names, because = [call.name for call in calls[:begun]], reason_of(worker.culprit)
+        for place in reversed(range(begun)):
+            beside = (*names[:place], *names[place + 1 :])
+            self._end_with_worker(calls[place], pid, exitcode, beside, because)
         self._crew.vacate(worker, now)
         cause = worker.cause or cause
         if cause or (useless and not begun):
@@ -250,9 +273,14 @@ class Dispatcher(Decisions):
 
     def tick(self, now: float) -> list[Command]:
         """Act on the deadlines that have passed."""
-        for worker, deadline in list(self._crew.deadlines.items()):
-            if deadline <= now and worker in self._crew.deadlines:  # what is done about one may settle others
-                self._overdue(worker, now)
+        overdue = [late for late, deadline in self._crew.deadlines.items() if deadline <= now]
+        for late in sorted(overdue, key=_ends_worker):
+            if late in self._crew.deadlines:  # what is done about one may settle others
+                del self._crew.deadlines[late]
+                if isinstance(late, Call):
+                    self._overrun(late, now)
+                else:
+                    self._overdue(late, now)
         for worker, age in list(self._crew.ages.items()):
             if age <= now:
                 del self._crew.ages[worker]
@@ -269,6 +297,11 @@ class Dispatcher(Decisions):
         if self._idling.timeout is not None and (rest := self._idle_deadline()) is not None:
             times.append(rest)
         return min(times, default=None)
+
+
+def _ends_worker(late: Worker | Call) -> bool:
+    """Whether it ends a worker that this has not happened in time; calls that are over their limits come before."""
+    return not isinstance(late, Call) or late.phase is not CallPhase.RUNNING
 
 
 def _premature(pid: int | None, exitcode: int | None, *, in_start: bool) -> AioPoolError:

@@ -46,6 +46,9 @@ __all__ = [
     "what_to_do",
 ]
 
+MOST_NAMES = 3
+"""Functions that an error names of those that ran beside its own."""
+
 MISSED_IN_MAIN = re.compile(
     r"Can't get attribute .* on <module '__(mp_)?main__'"
     r"|(attribute lookup \w+ on __main__ failed|not found as __main__\.\w+)$"
@@ -144,14 +147,26 @@ class WorkerDied(AioPoolError):  # noqa: N818 - the contract's name
         signal: the signal's name (``"SIGKILL"``), or None.
         call: the name of the function that it was running, or None.
         tries: how many workers the call has had, this one included.
+        beside: the names of the functions that it ran at the same time.
+        because: for which of these the pool has killed it, and why; or None.
     """
 
-    def __init__(self, pid: int | None, exitcode: int | None, call: str | None = None, tries: int = 1) -> None:
-        super().__init__(pid, exitcode, call, tries)
+    def __init__(
+        self,
+        pid: int | None,
+        exitcode: int | None,
+        call: str | None = None,
+        tries: int = 1,
+        beside: tuple[str, ...] = (),
+        because: str | None = None,
+    ) -> None:
+        super().__init__(pid, exitcode, call, tries, beside, because)
         self.pid = pid
         self.exitcode = exitcode
         self.call = call
         self.tries = tries
+        self.beside = beside
+        self.because = because
 
     @property
     def signal(self) -> str | None:
@@ -171,15 +186,24 @@ class WorkerDied(AioPoolError):  # noqa: N818 - the contract's name
         else:
             how = f"exited with code {self.exitcode}"
         while_running = f" while running {self.call}" if self.call else ""
+        beside = f", beside {self._others()}" if self.beside else ""
+        because = f", because {self.because}" if self.because else ""
         tried = f" (the last of {self.tries} tries)" if self.tries > 1 else ""
-        return f"worker process {self.pid} {how}{while_running}{tried}"
+        return f"worker process {self.pid} {how}{while_running}{beside}{because}{tried}"
+
+    def _others(self) -> str:
+        """Return what else it ran, briefly."""
+        names = list(dict.fromkeys(self.beside))
+        more = len(names) - MOST_NAMES
+        return ", ".join(names[:MOST_NAMES]) + (f" and {more} other functions" if more > 0 else "")
 
 
 class NotPicklable(AioPoolError):  # noqa: N818 - the contract's name
     """Something could not cross the boundary between processes.
 
     Attributes:
-        what: ``"function"``, ``"arguments"``, ``"shared object"``, ``"result"``, ``"exception"`` or ``"initializer"``.
+        what: ``"function"``, ``"arguments"``, ``"shared object"``, ``"result"``, ``"value"`` (of a stream),
+            ``"exception"`` or ``"initializer"``.
         call: the name of the function called, or None.
         original_type: for an exception its qualified type; else the type of the error that pickling raised.
         original_text: the text of that exception or error.

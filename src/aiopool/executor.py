@@ -12,6 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from .arguments import at_least_one, check_callable
 from .backends.base import Backend, in_loop
+from .exceptions import PoolTerminated
 from .results import AsyncResult
 from .worker import job
 
@@ -112,7 +113,10 @@ class PoolExecutor(concurrent.futures.ThreadPoolExecutor):
         loop = self._backend.loop
         if cancel_futures and not loop.is_closed():
             loop.call_soon_threadsafe(self._cancel_waiting)
-        if wait and futures:
+        if loop.is_closed():
+            for future in futures:  # which nobody else will ever end
+                future.set_exception(PoolTerminated("the pool's loop was closed before this call had ended"))
+        elif wait and futures:
             if in_loop(loop):
                 raise RuntimeError(
                     "shutdown(wait=True) in the pool's own loop would wait for calls that can only end in that loop: "

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from .carrying import Around
 from .exceptions import AioPoolError
+from .interruptions import raise_soon
 
 __all__ = ["CallEnded", "CallQueued", "CallStarted", "Event", "Hook", "Hooks", "WorkerLeft", "WorkerStarted"]
 
@@ -111,7 +112,8 @@ class Hook(Protocol):
     def on_event(self, event: Event) -> None:
         """Something happens. Called in the pool's loop, which waits for it.
 
-        What it raises is logged the first time, and harms nothing.
+        What it raises is logged the first time, and harms nothing. SystemExit and KeyboardInterrupt go on to end the
+        program, from the loop's next turn.
         """
 
 
@@ -137,7 +139,8 @@ class Hooks:
         for number, hook in enumerate(self._hooks):
             try:
                 hook.on_event(event)
-            except Exception:
+            except BaseException as error:
                 if number not in self._failed:
                     self._failed.add(number)
                     logger.exception("a hook has failed, and what it raises from now on is not logged: %r", hook)
+                raise_soon(error)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import pickle
+from collections.abc import Generator
+from typing import Any
 
 from . import wire
-from .worker.logs import Levels
+from .worker.logs import Extra, Levels
 
 __all__ = ["handle", "levels"]
 
@@ -23,17 +26,49 @@ def levels() -> Levels:
 
 
 def handle(frame: wire.Frame) -> None:
-    """Give a record to the handlers that a record of this process would be given to.
+    """Give a record to the handlers that a record of this process would be given to; or say how many were dropped.
 
-    What a handler raises is dealt with in the way of logging, so that no other message of the worker is lost.
+    What a filter or handler raises is told as logging tells it, on standard error: the pool's own warnings go to the
+    same handlers, and no other message of the worker is to be lost.
+
+    Raises:
+        WireError: what came is no record.
     """
-    if frame.call:
-        logger.warning("%d log records of a worker were dropped: it made more than could be sent", frame.call)
-    record = logging.makeLogRecord(pickle.loads(frame.payload or b""))
-    target = logging.getLogger(record.name)
-    if not target.isEnabledFor(record.levelno):
+    if frame.kind == wire.Kind.UNLOGGED:
+        with _handlers_may_fail():
+            logger.warning("%d log records of a worker were dropped: it made more than could be sent", frame.call)
         return
+    fields = _fields_in(frame)
+    with _handlers_may_fail():
+        record = logging.makeLogRecord(fields)
+        target = logging.getLogger(record.name)
+        if target.isEnabledFor(record.levelno):
+            target.handle(record)
+
+
+def _fields_in(frame: wire.Frame) -> dict[str, Any]:
     try:
-        target.handle(record)
-    except Exception:
-        logger.exception("a filter or handler has failed with a log record of a worker")
+        fields = dict(pickle.loads(frame.payload or b""))
+    except Exception as error:
+        raise wire.WireError("a message has no log record, and says that it has") from error
+    return {name: _unpickled(value) if isinstance(value, Extra) else value for name, value in fields.items()}
+
+
+def _unpickled(extra: Extra) -> Any:
+    try:
+        return pickle.loads(extra.pickled)
+    except KeyboardInterrupt:
+        raise  # somebody at the keyboard, not the pickle
+    except BaseException:  # noqa: BLE001 - the user's __init__ or __setstate__; the words are handled instead
+        return extra.words
+
+
+@contextlib.contextmanager
+def _handlers_may_fail() -> Generator[None, None, None]:
+    try:
+        yield
+    except (SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException:  # noqa: BLE001 - the user's, and pytest.fail() is no Exception
+        text = "a filter or handler has failed with a log record of a worker"
+        logging.Handler().handleError(logging.LogRecord("aiopool", logging.ERROR, __file__, 0, text, (), None))

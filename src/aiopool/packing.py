@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -10,17 +11,26 @@ from typing import Any, NamedTuple
 
 from . import failures, parcels, wire
 from .arguments import name_of
-from .calls import Call, Limits, Outcome, Pace, ids
-from .carrying import Around, Carrier, call_with
+from .calls import Call, CallKind, Limits, Outcome, Pace, ids
+from .carrying import Around, Carrier, await_with, call_with, iterate_async_with, iterate_with
 from .hooks import CallEnded, CallQueued, Hooks
 from .parcels import Payload, SharedParcel
 from .pickling import Pickling, is_name_of
 from .sharing import CallPayload, Home, Share, Sharing, share_in
 
-__all__ = ["Function", "Packer"]
+__all__ = ["Function", "Packer", "kind_of"]
 
 MOST_KNOWN = 1000
 """Functions remembered; a program that makes new ones all the time is not to fill the memory with them."""
+
+
+CALLED_WITH: dict[CallKind, Callable[..., Any]] = {
+    CallKind.FUNCTION: call_with,
+    CallKind.COROUTINE: await_with,
+    CallKind.GENERATOR: iterate_with,
+    CallKind.ASYNC_GENERATOR: iterate_async_with,
+}
+"""What calls a function with something around it."""
 
 
 class Function(NamedTuple):
@@ -34,6 +44,8 @@ class Function(NamedTuple):
     """The first part of a call's payload."""
     pace: Pace
     """How long it takes."""
+    kind: CallKind
+    """What it is."""
     shares: tuple[Share, ...] = ()
     """Those that are in its own arguments, as a partial has them."""
 
@@ -66,7 +78,7 @@ class Packer:
             pickled, _, shares = self._dumps(func, math.inf)
         except Exception as error:
             raise failures.refusal("function", name, error) from error
-        function = Function(func, name, wire.function_part(pickled), self.pace_of(func), shares)
+        function = Function(func, name, wire.function_part(pickled), self.pace_of(func), kind_of(func), shares)
         if by_name and is_name_of(func, pickled):
             self._forget(self._known)
             self._known[func] = function
@@ -116,7 +128,7 @@ class Packer:
         name, pace = function.name, function.pace
         if not self._hooks:
             payload = self._pack(function, args, kwds, company)
-            return Call(name, payload, finish, limits, pace, weight=weight, automatic=automatic)
+            return Call(name, payload, finish, limits, pace, weight=weight, automatic=automatic, kind=function.kind)
         id_, company = next(ids), list(company)
         self._hooks.tell(CallQueued(id_, name, company))
         try:
@@ -124,7 +136,9 @@ class Packer:
         except BaseException:
             self._hooks.tell(CallEnded(id_, name, "cancelled"))
             raise
-        return Call(name, payload, finish, limits, pace, weight=weight, automatic=automatic, id_=id_)
+        return Call(
+            name, payload, finish, limits, pace, weight=weight, automatic=automatic, id_=id_, kind=function.kind
+        )
 
     def drop(self, call: Call) -> None:
         """A call was made, and is not to be submitted."""
@@ -137,7 +151,8 @@ class Packer:
     ) -> CallPayload:
         name = function.name
         if company:
-            args, kwds, function = (company, function.func, args, kwds), {}, self.find(call_with)
+            called_with = self.find(CALLED_WITH[function.kind])
+            args, kwds, function = (company, function.func, args, kwds), {}, called_with
         try:
             pickled, buffers, shares = self._dumps((args, kwds), parcels.LARGE)
         except Exception as error:
@@ -166,6 +181,25 @@ class Packer:
 
         pickled, buffers = self._pickling.dumps(value, least, notice)
         return pickled, buffers, tuple(shares)
+
+
+def kind_of(func: Callable[..., object]) -> CallKind:
+    """Return what a function is; partials, methods and instances are what they run."""
+    while isinstance(func, partial):
+        func = func.func
+    if not isinstance(func, (FunctionType, MethodType, BuiltinFunctionType)) and not inspect.iscoroutinefunction(func):
+        func = getattr(type(func), "__call__", func)  # noqa: B004 - an instance is what its class makes of it
+    for kind, is_so in KINDS:
+        if is_so(func):
+            return kind
+    return CallKind.FUNCTION
+
+
+KINDS: Sequence[tuple[CallKind, Callable[[object], bool]]] = (
+    (CallKind.COROUTINE, inspect.iscoroutinefunction),
+    (CallKind.GENERATOR, inspect.isgeneratorfunction),
+    (CallKind.ASYNC_GENERATOR, inspect.isasyncgenfunction),
+)
 
 
 def _with_shares(payload: Payload, shares: Iterable[Share]) -> CallPayload:

@@ -15,7 +15,7 @@ class WorkerPhase(enum.Enum):
     IDLE = "idle"
     """Ready, with nothing in hand."""
     BUSY = "busy"
-    """Has calls: the first of them runs."""
+    """Has calls: the first of them runs, or as many coroutines as there may be at once."""
     RETIRING = "retiring"
     """Running its last calls, if none of them is taken back; a successor is on the way, unless its seat is no more."""
     LEAVING = "leaving"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asyncio import AbstractEventLoop
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from functools import partial
@@ -28,18 +29,19 @@ from .backends.inline import Inline, InlineWorker, References
 from .backends.local import LocalBackend
 from .backends.process import WorkerProcess
 from .caller import Caller, Engine
-from .calls import Limits
+from .calls import CallKind, Limits
 from .carrying import Carrier
 from .cpus import usable_cpus
 from .hooks import Hook, Hooks
 from .lifecycle import Lifecycle
-from .packing import Packer
+from .packing import Packer, kind_of
 from .phases import PoolPhase, WorkerPhase
 from .pickling import PLAIN, ForeignPickling, Pickler, Pickling, check_pickler
 from .recycling import IdlePolicy, RecyclePolicy
 from .sharing import Shared
 from .stats import PoolStats
 from .worker.environment import thread_variables
+from .worker.looping import LoopFactory, Looping
 from .worker.main import Initializer
 
 __all__ = ["AioPool"]
@@ -59,8 +61,8 @@ class AioPool(Lifecycle, Caller):
     Args:
         processes: how many calls may run at once; None means the CPUs that this process may use: those
             of its affinity, or fewer where a container has a quota.
-        initializer: called with ``initargs`` in each worker before its first call. If it fails in one of the first
-            workers, the start raises `InitializerError`.
+        initializer: called with ``initargs`` in each worker before its first call; a coroutine function is awaited on
+            the worker's event loop. If it fails in one of the first workers, the start raises `InitializerError`.
         initargs: its positional arguments.
         maxtasksperchild: how many calls of the function a worker serves before a fresh one takes its place. (Calls,
             not chunks, other than in multiprocessing; a larger chunk that was asked for is finished.)
@@ -75,7 +77,11 @@ class AioPool(Lifecycle, Caller):
             served; `apply_async`, `submit` and `map_async` raise `PoolFull`. None for any number.
         cancel_grace: seconds that a call which is cancelled, or over its time limit, has to stop by itself:
             `CallInterrupted` is raised in it, and only if it does not end in that time its worker is killed. With 0 it
-            is killed at once.
+            is killed at once. A coroutine is cancelled instead, and has a second if this is 0, for its worker may have
+            others.
+        concurrency: how many coroutines may run at once in each worker. A function has its worker for itself.
+        loop_factory: makes the event loop of a worker, such as `uvloop.new_event_loop`; None for asyncio's own. It is
+            called at the first coroutine; until then, a worker has no loop.
         max_memory_per_child: bytes of resident memory (on Linux the present size, shared pages included; elsewhere
             the largest so far) from which on a worker is replaced. It is measured after each call.
         max_age: seconds from which on a worker is replaced.
@@ -119,6 +125,8 @@ class AioPool(Lifecycle, Caller):
         retries: int = 0,
         max_pending: int | None = None,
         cancel_grace: float = 0.0,
+        concurrency: int = 1,
+        loop_factory: Callable[[], AbstractEventLoop] | None = None,
         max_memory_per_child: int | None = None,
         max_age: float | None = None,
         recycle_jitter: float = 0.0,
@@ -150,7 +158,9 @@ class AioPool(Lifecycle, Caller):
             optional(seconds, "max_age", max_age),
             fraction("recycle_jitter", recycle_jitter),
         )
-        initialize = Initializer(initializer, tuple(iterate("initargs", initargs)), modules, pickling)
+        awaited = initializer is not None and kind_of(initializer) is CallKind.COROUTINE
+        initialize = Initializer(initializer, tuple(iterate("initargs", initargs)), modules, pickling, awaited=awaited)
+        looping = find_looping(concurrency, loop_factory)
         memory = optional(at_least_one, "max_memory_per_child", max_memory_per_child)
         threads = optional(at_least_one, "thread_limit", thread_limit)
         grace, patience = seconds("cancel_grace", cancel_grace, zero=True), seconds("start_timeout", start_timeout)
@@ -161,6 +171,8 @@ class AioPool(Lifecycle, Caller):
                 "maxtasksperchild": maxtasksperchild,
                 "context": context,
                 "cancel_grace": cancel_grace or None,
+                "concurrency": None if concurrency == 1 else concurrency,
+                "loop_factory": loop_factory,
                 "max_memory_per_child": max_memory_per_child,
                 "max_age": max_age,
                 "recycle_jitter": recycle_jitter or None,
@@ -180,6 +192,7 @@ class AioPool(Lifecycle, Caller):
                     log_records.levels if forward_logs else lambda: None,
                     pickling,
                     thread_variables(threads, max(1, cpus // seats)),
+                    looping,
                 ),
                 policy,
                 grace=grace,
@@ -197,7 +210,7 @@ class AioPool(Lifecycle, Caller):
 
     @property
     def processes(self) -> int:
-        """How many calls may run at once."""
+        """How many workers there are for calls."""
         return self._backend.seats
 
     async def resize(self, processes: int) -> None:
@@ -264,6 +277,13 @@ def find_idling(timeout: float | None, minimum: int | None, processes: int) -> I
     if timeout is None:
         raise ValueError(f"min_processes needs an idle_timeout, or all workers stay, not only {minimum}")
     return IdlePolicy(timeout, minimum)
+
+
+def find_looping(concurrency: int, factory: Callable[[], AbstractEventLoop] | None) -> Looping:
+    """Return how workers run coroutines, or raise TypeError or ValueError."""
+    if factory is not None:
+        check_callable("loop_factory", factory)
+    return Looping(at_least_one("concurrency", concurrency), None if factory is None else LoopFactory(factory))
 
 
 def find_inline(backend: str | Inline) -> Inline | None:

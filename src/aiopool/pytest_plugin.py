@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import sys
 from collections.abc import AsyncGenerator, Callable, Generator
 from types import ModuleType
@@ -43,7 +44,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Make the fixtures that the present plugins can run."""
-    config.addinivalue_line("markers", "aiopool(**options): the arguments of the pool of the fixture aiopool")
+    config.addinivalue_line("markers", "aiopool(*args, **options): the arguments of the pool of the fixture aiopool")
     for plugin in ("asyncio", "anyio"):
         if config.pluginmanager.hasplugin(plugin):
             config.pluginmanager.register(_fixtures_for(plugin), f"aiopool-{plugin}")
@@ -95,7 +96,11 @@ def _options(request: pytest.FixtureRequest) -> dict[str, Any]:
         if not separator:
             raise pytest.UsageError(f"{OPTIONS} must have lines NAME = VALUE, with a literal of Python; not {line!r}")
     marker = request.node.get_closest_marker("aiopool")
-    return options if marker is None else {**options, **marker.kwargs}
+    if marker is None:
+        return options
+    from . import AioPool  # noqa: PLC0415 - not imported for tests that use no pool
+
+    return {**options, **inspect.signature(AioPool).bind_partial(*marker.args, **marker.kwargs).arguments}
 
 
 def _fixtures_for(plugin: str) -> ModuleType:

@@ -13,9 +13,10 @@ from .arguments import check_callable
 from .backends.base import Backend
 from .calls import CANCELLED, Call, CallPhase, Outcome, Reply
 from .exceptions import AioPoolError, CallAborted, NotPicklable, PoolTerminated, ResultTimeout
+from .interruptions import raise_soon
 from .pickling import Pickling
 
-__all__ = ["AsyncResult", "MapResult", "deliverable", "open_outcome"]
+__all__ = ["AsyncResult", "MapResult", "deliverable", "not_unpickled", "open_outcome"]
 
 T = TypeVar("T")
 
@@ -46,15 +47,20 @@ def open_outcome(outcome: Reply | BaseException, pickling: Pickling, call: str, 
             value, error = None, deliverable(failures.decode(outcome.payload, call), call)
         else:
             value, error = pickling.loads(outcome.payload, buffers=outcome.buffers), None
-    except BaseException as refused:
-        text = failures.format_traceback(refused)
-        error = NotPicklable("result", call, failures.type_name(refused), failures.text_of(refused), text)
-        error.__cause__ = refused.with_traceback(None)  # which has this frame, and that has whoever gets the error
-        deliver(None, error)
+    except BaseException as refused:  # noqa: BLE001 - of the user's pickling; the call has its end all the same
+        deliver(None, not_unpickled("result", call, refused))
         if isinstance(refused, KeyboardInterrupt):
-            raise  # from the keyboard, not from the pickle; the call has its end all the same
+            raise_soon(refused)  # from the keyboard, not from the pickle
         return
     deliver(value, error)
+
+
+def not_unpickled(what: str, call: str, refused: BaseException) -> NotPicklable:
+    """Return the error of what has come from a worker and does not unpickle here."""
+    text = failures.format_traceback(refused)
+    error = NotPicklable(what, call, failures.type_name(refused), failures.text_of(refused), text)
+    error.__cause__ = refused.with_traceback(None)  # which has frames, and these have whoever gets the error
+    return error
 
 
 def deliverable(error: BaseException, call: str) -> BaseException:
@@ -161,8 +167,9 @@ class AsyncResult(asyncio.Future[T], Generic[T]):
         loop = self._backend.loop
         try:
             value = self._backend.pickling.loads(payload, buffers=buffers)
-        except Exception as error:  # noqa: BLE001 - of the user's pickling; the call itself goes on
+        except BaseException as error:  # noqa: BLE001 - of the user's pickling; the call itself goes on
             loop.call_exception_handler({"message": f"what {self._name} reports does not unpickle", "exception": error})
+            raise_soon(error)
             return
         for listener in self._listeners:
             loop.call_soon(listener, value)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import enum
 from collections import deque
 from collections.abc import Callable
+from itertools import islice
 
-from .calls import Call
+from .calls import Call, CallPhase
 from .exceptions import AioPoolError
 from .phases import WORKER_MOVES, WorkerPhase
 from .recycling import Allowance, RecyclePolicy, RecycleReason
@@ -24,6 +25,7 @@ class Worker:
         "allowance",
         "calls",
         "cause",
+        "culprit",
         "due",
         "id",
         "load",
@@ -35,6 +37,7 @@ class Worker:
         "served",
         "since",
         "taken",
+        "width",
     )
 
     def __init__(self, id_: int, seat: Seat, allowance: Allowance) -> None:
@@ -43,18 +46,43 @@ class Worker:
         self.allowance: Allowance = allowance
         self.due: RecycleReason | None = None  # why it is to leave as soon as its successor is ready
         self.phase: WorkerPhase = WorkerPhase.STARTING
-        self.calls: deque[Call] = deque()  # sent and not answered; the first of them runs
+        self.calls: deque[Call] = deque()  # sent and not answered; as many of the first as its width run
+        self.width: int = 1  # how many of its present kind of calls run at once
         self.load: float = 0.0  # seconds that its calls will take, as predicted when they were sent
         self.ready_at: float | None = None  # when it had run its initializer
-        self.since: float = 0.0  # when the first of them began, as far as can be known; or when none was left
+        self.since: float = 0.0  # when the first of them began or the last was answered; or when none was left
         self.taken: int = 0  # calls of the user's function sent to it so far
         self.served: int = 0  # those it has answered
         self.recalling: bool = False  # a recall is under way
         self.recalled: bool = False  # there is nothing to take back: no call was sent since the last recall
         self.cause: AioPoolError | None = None  # why it is no good
+        self.culprit: Call | None = None  # did not stop in time, so that the worker was killed
 
     def __repr__(self) -> str:
         return f"<Worker {self.id} {self.phase.value} calls={len(self.calls)} served={self.served}>"
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether something that runs in it is to stop; else it may have to be killed."""
+        if self.width == 1:
+            return bool(self.calls) and self.calls[0].phase is CallPhase.STOPPING
+        return any(call.phase is CallPhase.STOPPING for call in self.calls)
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether it may have read a part of its last call only: then nothing can be taken back, nor is more sent."""
+        return bool(self.calls) and self.calls[-1].loading
+
+    def running(self) -> list[Call]:
+        """Return the calls that it runs, as far as can be known."""
+        return list(islice(self.calls, self.width))
+
+    def lighten(self, seconds: float) -> None:
+        """It has calls no more that were to take so long."""
+        if self.width == 1:
+            self.load -= seconds
+        else:  # that may be unknown, and infinite, and what is left need not be
+            self.load = sum(call.cost for call in self.calls)
 
 
 class SeatPhase(enum.Enum):
@@ -121,7 +149,7 @@ class Crew:
         fresh: places that have not had a worker that was ready.
         dormant: how many places have no worker because there is nothing to do.
         idle: occupants of seats that have nothing to do, who has been so for longest first; the last is the warmest.
-        deadlines: when a start, a call, an interruption or a leave has taken too long.
+        deadlines: when a start or a leave of a worker, or a call or its interruption, has taken too long.
         ages: when workers become due by age.
     """
 
@@ -132,7 +160,7 @@ class Crew:
         self.fresh: set[Seat] = set(self.seats)
         self.dormant: int = 0
         self.idle: list[Worker] = []
-        self.deadlines: dict[Worker, float] = {}
+        self.deadlines: dict[Worker | Call, float] = {}
         self.ages: dict[Worker, float] = {}
         self._policy = policy
         self._start_timeout = start_timeout
@@ -221,8 +249,7 @@ class Crew:
         worker.phase = phase
         if phase is WorkerPhase.RETIRING:
             self._settled = False
-        if phase not in (WorkerPhase.BUSY, WorkerPhase.RETIRING):  # in these, what it runs may be timed
-            self.deadlines.pop(worker, None)
+        self.deadlines.pop(worker, None)
         if phase in (WorkerPhase.LEAVING, WorkerPhase.KILLED, WorkerPhase.GONE):
             self.ages.pop(worker, None)
 

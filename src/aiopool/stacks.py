@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import os
 import re
+import selectors
 import traceback
 from collections.abc import Sequence
 from itertools import dropwhile, takewhile
@@ -23,6 +25,9 @@ FRAME = re.compile(r'  File "(?P<file>.*)", line (?P<line>\d+) in (?P<name>.*)')
 OURS = f"{Path(__file__).parent}{os.sep}"
 """Where files lie whose frames are around every call."""
 
+LOOPS = (f"{Path(asyncio.__file__).parent}{os.sep}", selectors.__file__)
+"""Where files lie whose frames are around a coroutine, where its worker's loop is asyncio's."""
+
 BOTTOM = f'  File "{worker_main.__file__}", line '
 """How the line of the frame begins that all of a worker's own stand on, if it is in `main`."""
 
@@ -37,9 +42,9 @@ class WorkerStack:
     Attributes:
         seat: its place.
         pid: its process id.
-        call: the name of the function that it runs, or None.
+        call: the name of the function that it runs, or the names of the coroutine functions, or None.
         frames: the stack of its main thread, the innermost frame last, without the pool's own; empty while it waits for
-            a call; None if it does not answer: it is stopped, or not so far yet that it could.
+            a call; None if it does not answer: it is stopped, or gone meanwhile, or not so far yet that it could.
     """
 
     seat: int
@@ -69,7 +74,7 @@ def frames_in(dump: str) -> list[traceback.FrameSummary]:
         traceback.FrameSummary(match["file"], int(match["line"]), match["name"], lookup_line=False)
         for match in reversed(found)
     ]
-    return list(dropwhile(lambda frame: frame.filename.startswith(OURS), frames))
+    return list(dropwhile(lambda frame: frame.filename.startswith((OURS, *LOOPS)), frames))
 
 
 def _lines_of(dump: str) -> list[str]:

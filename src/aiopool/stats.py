@@ -52,8 +52,8 @@ class WorkerStats:
         calls: how many calls of the user's functions it has served.
         age: seconds since it was ready, or None before.
         memory: its resident memory in bytes, or None where that is not known.
-        call: the name of the function that it runs, or None.
-        call_seconds: for how long it has been running that, or None.
+        call: the name of the function that it runs, or the names of the coroutine functions, or None.
+        call_seconds: for how long it has been running that, or the first of those, or None.
     """
 
     seat: int

@@ -11,17 +11,16 @@ from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
-from typing import Any, Generic, TypeVar
-
-import anyio
+from typing import Any, TypeVar
 
 from . import failures
 from .admission import Admission
 from .backends.base import Backend
 from .calls import CANCELLED, Call, Outcome
-from .exceptions import AioPoolError, NotPicklable, ResultTimeout
+from .exceptions import AioPoolError, NotPicklable
 from .phases import PoolPhase
 from .results import deliverable, open_outcome
+from .sources import Source, SourceIterator
 
 __all__ = ["ImapIterator", "Window"]
 
@@ -46,7 +45,7 @@ class Chunk:
         self.error = error
 
 
-class Window:
+class Window(Source):
     """The chunks that are taken from the input and not yet handed out, never more than ``buffersize``.
 
     Args:
@@ -72,12 +71,9 @@ class Window:
         ordered: bool,
         left: int | None = None,
     ) -> None:
-        self.backend = backend
+        super().__init__(backend, name)
         self.left = left
-        self.name = name
         self.running: int = 0
-        self.closed: bool = False
-        self.cut_short: bool = False
         self._admission = admission
         self._make = make
         self._chunksize = chunksize
@@ -86,7 +82,6 @@ class Window:
         self._chunks: deque[Chunk] = deque()  # in the order of the input
         self._exhausted = False
         self._input_error: BaseException | None = None
-        self._waiters: set[asyncio.Future[None]] = set()
         self._items: Iterator[Any] | None = None
         self._reader: asyncio.Task[None] | None = None
         self._room = asyncio.Event()
@@ -240,39 +235,17 @@ class Window:
     def end(self) -> BaseException:
         """Return what to raise when it is over: first the input's own exception, if it had one."""
         if self.cut_short:
-            return AioPoolError(
-                f"the iterator over {self.name} was closed as a task was cancelled that waited for its next value: the "
-                "other values are dropped. (Waiting with `next(timeout)` closes nothing)"
-            )
+            return self.was_cut_short()
         error, self._input_error = self._input_error, None
         return error or StopAsyncIteration()
 
-    # Waiting and closing.
-
-    async def change(self, timeout: float | None = None) -> None:
-        """Wait until a chunk, the input or its reader has come to an end, or until the time is up."""
-        waiter = self.backend.loop.create_future()
-        self._waiters.add(waiter)
-        try:
-            if timeout is None:
-                await waiter
-            else:
-                await asyncio.wait([waiter], timeout=timeout)
-        finally:
-            self._waiters.discard(waiter)
-
-    def _wake(self) -> None:
-        waiters, self._waiters = self._waiters, set()
-        for waiter in waiters:
-            if not waiter.done():  # else cancelled a moment ago, with the task that has not run since
-                waiter.set_result(None)
+    # Closing.
 
     def close(self, *, cut_short: bool = False) -> None:
         """End the calls in flight and take no more from the input; keep in mind if somebody may still want that."""
         if self.closed:
             return
-        self.closed = True
-        self.cut_short = cut_short
+        super().close(cut_short=cut_short)
         self._items = None
         self.stop_reading()
         chunks, self._chunks = self._chunks, deque()
@@ -292,7 +265,7 @@ async def _asynchronous(items: Iterable[T]) -> AsyncIterator[T]:
         yield item
 
 
-class ImapIterator(AsyncIterator[T], Generic[T]):
+class ImapIterator(SourceIterator[T]):
     """An async iterator over the values of an `AioPool.imap` or `AioPool.imap_unordered`.
 
     A call that raises has its exception raised in its turn; the iteration may go on after that. Leaving the loop,
@@ -301,72 +274,12 @@ class ImapIterator(AsyncIterator[T], Generic[T]):
     others are told by an `AioPoolError` that there will be no more.
     """
 
-    def __init__(self, window: Window) -> None:
-        self._window = window
-
-    def __aiter__(self) -> ImapIterator[T]:
-        return self
-
-    async def __anext__(self) -> T:
-        window = self._window
-        while (chunk := window.turn()) is None:
-            if window.over:
-                raise window.end()
-            try:
-                await window.change()
-            except asyncio.CancelledError:
-                window.close(cut_short=True)
-                await self.aclose()
-                raise
-        value: T = window.hand_out(chunk)
-        return value
+    _source: Window
 
     def __length_hint__(self) -> int:
         """Return how many values are left, if the input has told (`operator.length_hint`): for progress bars."""
-        left = 0 if self._window.over else self._window.left
+        left = 0 if self._source.over else self._source.left
         return NotImplemented if left is None else left
 
-    async def next(self, timeout: float | None = None) -> T:
-        """Return the next value.
-
-        Args:
-            timeout: seconds to wait for it, or None for as long as it takes.
-
-        Raises:
-            ResultTimeout: the time is up. Nothing is lost: the value comes with a later call.
-            StopAsyncIteration: there are no more.
-        """
-        window = self._window
-        if timeout is not None:
-            deadline = window.backend.loop.time() + timeout
-            while window.turn() is None and not window.over:
-                left = deadline - window.backend.loop.time()
-                if left <= 0:
-                    raise ResultTimeout(f"no value of {window.name} within {timeout} s")
-                await window.change(left)
-        return await anext(self)
-
-    async def aclose(self) -> None:
-        """End the calls in flight, read no more of the input, and return when that is done."""
-        window, cancelled = self._window, None
-        window.close()
-        with anyio.CancelScope(shield=True):
-            while not window.quiet:
-                try:
-                    await window.change()
-                except asyncio.CancelledError as error:  # asyncio's own, which no shield holds off
-                    cancelled = error
-                    window.stop_reading()
-        if cancelled is not None:
-            raise cancelled
-
-    def __del__(self) -> None:
-        window = self._window
-        if not window.closed and not window.over and not window.backend.loop.is_closed():
-            # Not here: the collector may run in another thread, or in the midst of a decision of the pool's.
-            window.backend.loop.call_soon_threadsafe(window.close)
-
     def __repr__(self) -> str:
-        window = self._window
-        state = "closed" if window.closed else "exhausted" if window.over else "open"
-        return f"<ImapIterator of {window.name}: {state}, {window.running} chunks in flight>"
+        return f"<ImapIterator of {self._source.name}: {self._source.state}, {self._source.running} chunks in flight>"

@@ -6,23 +6,30 @@ one packet is a `Parcel`: the header's packet tells the lengths of its parts, an
 descriptor of the memory that they lie in, or else by pieces. Both ends use this module; it imports only the standard
 library.
 
-====== ========= ======= ==========================================================
-kind   direction id      payload
-====== ========= ======= ==========================================================
-CALL   down      its id  the function's pickle and the arguments' pickle, see `function_part`
-TIMED  down      its id  the same; the worker is to say when it begins
-SHARE  down      its id  the pickle of an object that the call behind it shares with others
-DROP   down      its id  none: the worker is to forget what was shared
-LEAVE  down      0       none: return from main, exit cleanly
-READY  up        0       none: the initializer has run
-UNFIT  up        0       a failure: the initializer raised
-BEGUN  up        its id  none: this timed call begins
-HEAVY  up        0       none: the worker uses more memory than it should
-PROGRESS up      its id  what the call reports, pickled
-LOG    up        number  a log record; the number is how many before it have been dropped
-RESULT up        its id  the result's pickle
-FAILED up        its id  a failure, see `aiopool.failures`
-====== ========= ======= ==========================================================
+=============== ========= ======= ===========================================================================
+kind            direction id      payload
+=============== ========= ======= ===========================================================================
+CALL            down      its id  the function's pickle and the arguments' pickle, see `function_part`
+TIMED           down      its id  the same; the worker is to say when it begins
+COROUTINE       down      its id  the same as CALL, of a coroutine function
+TIMED_COROUTINE down      its id  the same; the worker is to say when it begins
+STREAM          down      its id  the same as CALL, of a generator function; the number says how many values
+                                  may be sent at first
+TIMED_STREAM    down      its id  the same; the worker is to say when it begins
+SHARE           down      its id  the pickle of an object that the call behind it shares with others
+DROP            down      its id  none: the worker is to forget what was shared
+LEAVE           down      0       none: return from main, exit cleanly
+READY           up        0       none: the initializer has run
+UNFIT           up        0       a failure: the initializer raised
+BEGUN           up        its id  none: this timed call begins
+HEAVY           up        0       none: the worker uses more memory than it should
+PROGRESS        up        its id  what the call reports, pickled
+VALUE           up        its id  what the generator yields, pickled
+LOG             up        0       a log record
+UNLOGGED        up        number  none: so many log records have been dropped since that was last told
+RESULT          up        its id  the result's pickle
+FAILED          up        its id  a failure, see `aiopool.failures`
+=============== ========= ======= ===========================================================================
 
 One packet is one small message, never more. So a message that nobody has read can be taken back by the process that
 sent it, from a reader that is busy, stopped or dead.
@@ -47,7 +54,7 @@ __all__ = [
 ]  # fmt: skip
 
 HEADER = struct.Struct("<BBQQQ")
-"""Kind, form, nanoseconds that it took, call id, length of the payload in bytes."""
+"""Kind, form, a number (of an answer, the nanoseconds that it took), call id, length of the payload in bytes."""
 
 GLIMPSE = HEADER.size + 1
 """As many bytes of a packet as tell what it is."""
@@ -68,17 +75,23 @@ class Kind(enum.IntEnum):
 
     CALL = 1
     TIMED = 2
-    SHARE = 3
-    DROP = 4
-    LEAVE = 5
-    READY = 6
-    UNFIT = 7
-    BEGUN = 8
-    HEAVY = 9
-    LOG = 10
-    PROGRESS = 11
-    RESULT = 12
-    FAILED = 13
+    COROUTINE = 3
+    TIMED_COROUTINE = 4
+    STREAM = 5
+    TIMED_STREAM = 6
+    SHARE = 7
+    DROP = 8
+    LEAVE = 9
+    READY = 10
+    UNFIT = 11
+    BEGUN = 12
+    HEAVY = 13
+    LOG = 14
+    PROGRESS = 15
+    VALUE = 16
+    RESULT = 17
+    FAILED = 18
+    UNLOGGED = 19
 
 
 class Form(enum.IntEnum):
@@ -101,14 +114,15 @@ class Frame(NamedTuple):
 
     Attributes:
         kind: what it means.
-        nanoseconds: how long the worker was busy with a call, in its answer; else 0.
+        number: in an answer, for how many nanoseconds the worker was busy with the call; in a stream's call, how many
+            values it may send at first; else 0.
         call: the id of the call, or of the share, that it is about, or 0.
         payload: what belongs to it; None if it has been lost, since this process could not take its descriptor.
         buffers: what the payload's pickle left outside.
     """
 
     kind: int
-    nanoseconds: int
+    number: int
     call: int
     payload: bytes | memoryview | None
     buffers: Sequence[memoryview] = ()
@@ -122,16 +136,16 @@ class WireError(Exception):
     """What came over the channel is no message; whoever wrote it cannot be trusted with another call."""
 
 
-def encode(kind: int, call: int = 0, payload: CallPayload = b"", nanoseconds: int = 0) -> list[Packet]:
+def encode(kind: int, call: int = 0, payload: CallPayload = b"", number: int = 0) -> list[Packet]:
     """Return a message as the packets to send, in order, behind those it needs. A parcel is not copied."""
     if isinstance(payload, Sharing):
         before = [packet for share in payload.shares for packet in encode(Kind.SHARE, share.id, share.payload)]
-        return before + encode(kind, call, payload.payload, nanoseconds)
+        return before + encode(kind, call, payload.payload, number)
     if isinstance(payload, bytes):
-        return [HEADER.pack(kind, INLINE, nanoseconds, call, len(payload)) + payload]
+        return [HEADER.pack(kind, INLINE, number, call, len(payload)) + payload]
     table = b"".join(map(LENGTH.pack, payload.lengths))
     form = Form.PIECES if payload.descriptor is None else Form.DESCRIPTOR
-    header = HEADER.pack(kind, form, nanoseconds, call, payload.size) + table
+    header = HEADER.pack(kind, form, number, call, payload.size) + table
     if payload.descriptor is not None:
         return [header, payload]
     return [header, *(payload.content[start : start + PACKET] for start in range(0, payload.size, PACKET))]
@@ -223,14 +237,14 @@ class Decoder:
             raise ConnectionResetError("the other end is closed")
         if count < HEADER.size:
             raise WireError(f"no message has {count} bytes")
-        kind, form, nanoseconds, call, length = HEADER.unpack_from(self._scratch)
+        kind, form, number, call, length = HEADER.unpack_from(self._scratch)
         if not 1 <= kind <= LAST_KIND:
             raise WireError(f"no message begins with byte {kind}")
         if form == INLINE:
             if count != HEADER.size + length:
                 raise WireError(f"a message of {count} bytes says that it has {HEADER.size + length}")
-            return Frame(kind, nanoseconds, call, bytes(self._scratch[HEADER.size : count]))
-        self._head = (kind, nanoseconds, call)
+            return Frame(kind, number, call, bytes(self._scratch[HEADER.size : count]))
+        self._head = (kind, number, call)
         self._begin_parcel(form, length, count)
         return None
 

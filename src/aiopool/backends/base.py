@@ -64,6 +64,12 @@ class Backend(Protocol):
     shortest_chunk: float
     """Seconds that an automatic chunk should take at least, as far as is known; 0 if a call costs next to nothing."""
 
+    concurrency: int
+    """How many coroutines may run at once in each seat."""
+
+    streams: bool
+    """Whether calls may yield values."""
+
     @property
     def phase(self) -> PoolPhase:
         """Where the pool stands."""
@@ -71,7 +77,7 @@ class Backend(Protocol):
 
     @property
     def seats(self) -> int:
-        """How many calls may run at once."""
+        """How many functions may run at once."""
         ...
 
     @property
@@ -114,6 +120,10 @@ class Backend(Protocol):
 
     def withdraw(self, call: Call) -> None:
         """End a call if it has not begun."""
+        ...
+
+    def grant(self, call: Call, more: int) -> None:
+        """Let a call that yields values yield so many more, if it has not ended."""
         ...
 
     def share(self, payload: CallPayload) -> Share:

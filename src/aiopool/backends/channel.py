@@ -20,6 +20,10 @@ MOST_FRAMES = 256
 """Messages received before others in the loop have their turn."""
 
 
+ANSWER = int(wire.Kind.RESULT)
+"""From here on, kinds of messages are answers; a member of an enumeration takes longer to compare."""
+
+
 class Channel:
     """Sends without waiting, reports what arrives.
 
@@ -106,8 +110,8 @@ class Channel:
                 if frame is None:
                     continue
                 frames.append(frame)
-                if frame.call == self._last:
-                    break  # calls are answered in their order; if anything else comes, the loop will tell
+                if frame.call == self._last and frame.kind >= ANSWER:
+                    break  # the last of its calls, most likely; if anything else comes, the loop will tell
             more = True
         except BlockingIOError:
             pass  # that was all

@@ -25,6 +25,8 @@ NOT_THERE = MappingProxyType(
         "maxtasksperchild": "Dask's workers are not replaced after some calls",
         "context": "how workers are started is the cluster's affair",
         "cancel_grace": "a call that runs in Dask cannot be interrupted; see DaskBackend(restart_cancelled=True)",
+        "concurrency": "a worker of the cluster runs as many coroutines at once as it has threads (--nthreads)",
+        "loop_factory": "each coroutine has a loop of asyncio for itself",
         "max_memory_per_child": "give the cluster's workers a memory_limit",
         "max_age": "start the cluster's workers with --lifetime",
         "recycle_jitter": "start the cluster's workers with --lifetime-stagger",

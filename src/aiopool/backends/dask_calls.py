@@ -64,6 +64,8 @@ class ClusterBackend:
 
     loop: asyncio.AbstractEventLoop
     shortest_chunk: float = WORTHWHILE
+    concurrency: int = 1
+    streams: bool = False
     resting: bool = False
 
     def __init__(self, connection: Connection, wanted: Wanted, *, restart_cancelled: bool) -> None:
@@ -412,6 +414,10 @@ class ClusterBackend:
         released = await self._ask_release([entry.key], begun=False)
         if released.get(entry.key, "") is None and self._ledger.stop(entry, CANCELLED):
             self._end(entry, CANCELLED)
+
+    def grant(self, call: Call, more: int) -> None:
+        """Refuse: no call yields values here."""
+        raise AssertionError(f"{call.name} cannot yield {more} values more")
 
     def _stop(self, entries: Sequence[Entry], verdict: Outcome) -> None:
         chosen = [entry for entry in entries if self._ledger.stop(entry, verdict)]

@@ -212,17 +212,12 @@ class Stream:
         """Send a message; it comes to the desk before all that this thread leads to later."""
         self._worker.loop.add_callback(self._worker.batched_send, {"op": DOOR, "pool": self._token, **message})
 
-    def send(self, packets: Sequence[wire.Packet]) -> None:
-        """Send what a job reports or logs."""
+    def send(self, packets: Sequence[wire.Packet], patience: float | None = None) -> None:
+        """Send what a job reports or logs; it waits in this process for as long as it takes."""
+        del patience
         for frame in wire.frames_of(packets):
             parts = [bytes(part) for part in (frame.payload or b"", *frame.buffers)]
             self.put(what="told", kind=frame.kind, call=frame.call, parts=parts)
-
-    def send_soon(self, packets: Sequence[wire.Packet], patience: float) -> bool:
-        """Send a message; it waits in this process for as long as it takes."""
-        del patience
-        self.send(packets)
-        return True
 
 
 class Site(WorkerPlugin):

@@ -28,14 +28,13 @@ class DumpReader:
         self._text = ""
         self._whole: asyncio.Future[str] | None = None
 
-    def expect(self) -> tuple[asyncio.Future[str], bool]:
-        """Return a future that gets the next dump, and whether that has to be asked for: nobody else has done so."""
-        asked = self._whole is not None
+    def expect(self) -> asyncio.Future[str]:
+        """Return a future that gets the next dump, which has to be asked for: what others have asked may be lost."""
         if self._whole is None:
             self._read()  # what has come too late for those who asked before
             self._text, self._whole = "", self._loop.create_future()
             self._loop.add_reader(self._descriptor, self._take)
-        return self._whole, not asked
+        return self._whole
 
     def close(self) -> None:
         """Expect nothing any more; whoever does, gets what there is."""

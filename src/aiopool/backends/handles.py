@@ -12,6 +12,7 @@ from ..exceptions import AioPoolError
 from ..pickling import Pickling
 from ..worker import main as worker_main
 from ..worker.logs import Levels
+from ..worker.looping import Looping
 
 __all__ = ["End", "Handle", "Observer", "Setup"]
 
@@ -71,6 +72,9 @@ class Handle(Protocol):
     def interrupt(self, call: int, /) -> None:
         """Interrupt a call."""
 
+    def grant(self, call: int, more: int, /) -> None:
+        """Let a stream send so many values more."""
+
     def stack(self) -> asyncio.Future[str]:
         """Ask for its stack."""
         ...
@@ -92,6 +96,7 @@ class Setup(NamedTuple):
         levels: returns those of the log records that workers are to send, see `aiopool.worker.main.main`.
         pickling: how calls and their outcomes are pickled.
         variables: of the environment, as workers are to have them.
+        looping: how workers run coroutines.
     """
 
     context: BaseContext
@@ -100,3 +105,4 @@ class Setup(NamedTuple):
     levels: Callable[[], Levels | None]
     pickling: Pickling
     variables: Mapping[str, str]
+    looping: Looping = Looping()

@@ -1,8 +1,9 @@
-"""A worker that is none: it runs its calls in this process, in the loop, which stands still meanwhile.
+"""A worker that is none: it runs its calls in this process, in the loop, which stands still for functions.
 
 For tests, breakpoints and mocks. To the pool it is a worker like any other, so all that the pool decides is as ever:
-order, recycling, retries, hooks, statistics. What needs a process of its own there is not: a call that runs can neither
-be cancelled nor be timed out, and what ends the process ends this one.
+order, recycling, retries, hooks, statistics. What needs a process of its own there is not: a function that runs can
+neither be cancelled nor be timed out, and what ends the process ends this one. Coroutines are tasks of the loop, and
+generators take their steps there: they can be cancelled, but not killed.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import asyncio
 import itertools
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
-from .. import failures, sharing, wire
+from .. import failures, wire
 from ..parcels import wrap
 from ..worker import current, job
+from ..worker.inbox import take_share
+from ..worker.tasks import Tasks
 from .handles import End, Observer, Setup
 
 __all__ = ["Inline", "InlineWorker", "References"]
@@ -26,9 +29,10 @@ KILLED = -9
 
 
 class Inline:
-    """A backend of a pool that runs its calls in this process, in the loop, which stands still meanwhile.
+    """A backend of a pool that runs its calls in this process, in the loop, which stands still for functions.
 
-    A call that runs can neither be cancelled nor be timed out; what ends the process ends this one.
+    A function that runs can neither be cancelled nor be timed out; what ends the process ends this one. Coroutines and
+    generators can, as long as they let the loop go on.
 
     Args:
         pickled: whether functions, arguments and values are pickled to and fro, as they are for processes. False hands
@@ -84,6 +88,9 @@ class InlineWorker:
         self._station = current.Station(seat, Reporting(self), Undisturbed(), setup.pickling)
         self._calls: deque[Sequence[wire.Packet]] = deque()  # not begun
         self._next: asyncio.Handle | None = None
+        self._tasks = Tasks(loop, self._station, self._answer)
+        self._introduction: asyncio.Task[None] | None = None
+        self._over = False
 
     def launch(self) -> None:
         """Run the initializer, soon."""
@@ -93,43 +100,63 @@ class InlineWorker:
         self._next = None
         try:
             with current.being(self._station):
-                self._setup.initializer.run()
+                coroutine = self._setup.initializer.run()
         except BaseException as error:  # noqa: BLE001 - as in a worker
-            self.tell(wire.encode(wire.Kind.UNFIT, 0, wrap(failures.encode(error, (__file__,)), (), wire.LARGEST)))
-            self._leave(1)
+            self._be_unfit(error)
+        else:
+            if coroutine is None:
+                self.tell(wire.encode(wire.Kind.READY))
+            else:
+                self._introduction = self._loop.create_task(self._initialize(coroutine))
+
+    async def _initialize(self, coroutine: Coroutine[Any, Any, object]) -> None:
+        try:
+            await coroutine
+        except BaseException as error:  # noqa: BLE001 - as in a worker
+            self._be_unfit(error)
         else:
             self.tell(wire.encode(wire.Kind.READY))
+
+    def _be_unfit(self, error: BaseException) -> None:
+        if not self._over:
+            self.tell(wire.encode(wire.Kind.UNFIT, 0, wrap(failures.encode(error, (__file__,)), (), wire.LARGEST)))
+            self._leave(1)
 
     def send(self, packets: Sequence[wire.Packet], call: int = 0) -> None:
         """Take a message."""
         if call:
             self._calls.append(packets)
-            if self._next is None:
-                self._next = self._loop.call_soon(self._run_next)
+            self._go_on()
         else:
             for frame in wire.frames_of(packets):
-                sharing.drop(frame.call)
+                take_share(frame, self._setup.pickling)
 
-    def _run_next(self) -> None:
-        """Run one call; others in the loop have their turn before the next."""
-        self._next = None
-        for frame in wire.frames_of(self._calls.popleft()):
-            if frame.kind == wire.Kind.SHARE:
-                sharing.keep(frame.call, frame.payload, frame.buffers, self._setup.pickling)
-            else:
-                self._run(frame)
-        if self._calls and self._next is None:
+    def _go_on(self) -> None:
+        if self._calls and self._next is None and len(self._tasks) < self._setup.looping.concurrency:
             self._next = self._loop.call_soon(self._run_next)
 
-    def _run(self, frame: wire.Frame) -> None:
-        with current.being(self._station):
-            answer = job.run(frame, self._station.control, self._setup.pickling)
+    def _run_next(self) -> None:
+        """Run or begin one call; others in the loop have their turn before the next."""
+        self._next = None
+        for frame in wire.frames_of(self._calls.popleft()):
+            if frame.kind <= wire.Kind.TIMED:
+                with current.being(self._station):
+                    answer = job.run(frame, self._station.control, self._setup.pickling)
+                self._answer(frame.call, answer)
+            elif frame.kind <= wire.Kind.TIMED_STREAM:
+                self._tasks.begin(frame)
+            else:
+                take_share(frame, self._setup.pickling)
+        self._go_on()
+
+    def _answer(self, call: int, answer: job.Answer) -> None:
         self._station.calls += 1
-        self.tell(wire.encode(answer.kind, frame.call, answer.payload, answer.nanoseconds))
+        self.tell(wire.encode(answer.kind, call, answer.payload, answer.nanoseconds))
+        self._go_on()
 
     def tell(self, packets: Sequence[wire.Packet]) -> None:
         """Have the pool receive a message."""
-        if (observer := self._observer()) is not None:
+        if not self._over and (observer := self._observer()) is not None:
             observer.received(self.number, wire.frames_of(packets))
 
     def take_back(self) -> list[wire.Packet]:
@@ -151,6 +178,7 @@ class InlineWorker:
 
     def _leave(self, exitcode: int) -> None:
         unread = len(self.take_back())
+        self._stop()
         if not self._loop.is_closed():
             self._next = self._loop.call_soon(self._end, End(None, exitcode, unread))
 
@@ -161,9 +189,22 @@ class InlineWorker:
     def abandon(self) -> None:
         """End without a report."""
         self.take_back()
+        self._stop()
+
+    def _stop(self) -> None:
+        """Cancel what goes on in the loop. Nobody hears of it any more."""
+        self._over = True
+        if self._introduction is not None:
+            self._introduction.cancel()
+        self._tasks.stop_all()
 
     def interrupt(self, call: int) -> None:
-        """Nothing can run while this is called."""
+        """Cancel a coroutine; no function can run while this is called."""
+        self._tasks.stop(call)
+
+    def grant(self, call: int, more: int) -> None:
+        """Let a stream send so many values more."""
+        self._tasks.grant(call, more)
 
     def stack(self) -> asyncio.Future[str]:
         """Return what nobody asks for: there is no process."""
@@ -177,6 +218,7 @@ class Undisturbed:
 
     def __init__(self) -> None:
         self.current: int | None = None
+        self.looped = True
 
     def begin(self, call: int) -> None:
         """From now on this call runs."""
@@ -185,6 +227,22 @@ class Undisturbed:
     def end(self) -> None:
         """No call runs."""
         self.current = None
+
+    def forestalled(self, call: int) -> bool:
+        """Return whether a call that begins was interrupted before: none is."""
+        del call
+        return False
+
+    def orders(self) -> tuple[set[int], list[tuple[int, int]]]:
+        """Return what has been asked for: nothing, for all of it is done at once."""
+        return set(), []
+
+    def put_off(self, call: int) -> None:
+        """Nothing is put off."""
+
+    def fileno(self) -> int:
+        """Return a descriptor of orders; there is none."""
+        raise NotImplementedError  # pragma: no cover - only a worker's own loop asks for it
 
     def hold(self) -> None:
         """Nothing can come between."""

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 
 from .. import log_records, wire
-from ..calls import Call, Reply, ids
+from ..calls import Call, CallKind, Reply, ids
 from ..commands import Command, Dismiss, Finish, Interrupt, Kill, Recall, Send, Spawn
 from ..dispatch import Dispatcher
 from ..exceptions import AioPoolError, InitializerError, PoolNotRunning
@@ -24,7 +24,7 @@ from ..stats import PoolStats, Tally
 from .handles import End, Handle, Observer, Setup
 from .process import WorkerProcess, failed_start
 from .remains import LocalRemains, abandon_all
-from .reports import ANSWERS, ended, failure_of, reply_in
+from .reports import ANSWERS, VALUE, ended, failure_of, reply_in
 from .start_methods import UNGUARDED, UNGUARDED_TEXT
 from .survey import stacks_of, stats_of
 
@@ -35,6 +35,16 @@ DEPTH = 128
 
 CALL, TIMED = int(wire.Kind.CALL), int(wire.Kind.TIMED)
 """What each call needs; a member of an enumeration takes longer to look up and to compare."""
+
+KINDS = {
+    CallKind.FUNCTION: (CALL, TIMED),
+    CallKind.COROUTINE: (int(wire.Kind.COROUTINE), int(wire.Kind.TIMED_COROUTINE)),
+    CallKind.GENERATOR: (int(wire.Kind.STREAM), int(wire.Kind.TIMED_STREAM)),
+    CallKind.ASYNC_GENERATOR: (int(wire.Kind.STREAM), int(wire.Kind.TIMED_STREAM)),
+}
+"""As what calls are sent: without a time limit, and where the worker is to say when it begins."""
+
+LOGS = (wire.Kind.LOG, wire.Kind.UNLOGGED)
 
 
 class LocalBackend:
@@ -53,6 +63,7 @@ class LocalBackend:
 
     loop: asyncio.AbstractEventLoop
     shortest_chunk: float = 0.0
+    streams: bool = True
 
     def __init__(
         self,
@@ -70,9 +81,16 @@ class LocalBackend:
         self._setup_for = setup
         self._setup = setup(seats)
         self.pickling: Pickling = self._setup.pickling
+        self.concurrency: int = self._setup.looping.concurrency
         self._make = kind
         self._dispatcher = Dispatcher(
-            seats, policy, grace=grace, start_timeout=start_timeout, depth=DEPTH, idling=idling
+            seats,
+            policy,
+            grace=grace,
+            start_timeout=start_timeout,
+            concurrency=self.concurrency,
+            depth=DEPTH,
+            idling=idling,
         )
         self.remains: LocalRemains = LocalRemains(self)
         self._processes = self.remains.processes
@@ -95,7 +113,7 @@ class LocalBackend:
 
     @property
     def seats(self) -> int:
-        """How many calls may run at once."""
+        """How many workers may have calls at once."""
         return self._dispatcher.seats
 
     @property
@@ -155,6 +173,12 @@ class LocalBackend:
         """End a call if it has not begun."""
         self._perform(self._dispatcher.withdraw(call, self.loop.time()))
 
+    def grant(self, call: Call, more: int) -> None:
+        """Let a call that yields values send so many more, if it still runs."""
+        worker = self._dispatcher.owner(call)
+        if worker is not None and worker in self._processes:
+            self._processes[worker].grant(call.id, more)
+
     def share(self, payload: CallPayload) -> Share:
         """Return what has this payload until nobody needs it any more, or the pool is gone."""
         share = Share(next(ids), payload, self)
@@ -202,13 +226,12 @@ class LocalBackend:
         if self.phase in (PoolPhase.NEW, PoolPhase.CLOSED):
             return
         now = self.loop.time()
-        commands = self._dispatcher.terminate(now)
-        gone = [(worker, process.pid) for worker, process in self._processes.items()]
+        commands = [*self._commands, *self._dispatcher.terminate(now)]  # this may be in the midst of carrying them out
+        self._commands.clear()
+        pids = {worker: process.pid for worker, process in self._processes.items()}
         abandon_all(self._processes)
-        for worker, pid in gone:
-            commands += self._dispatcher.died(worker, pid, None, now)
-        for worker in self._unstarted:
-            commands += self._dispatcher.died(worker, None, None, now)
+        for worker in list(self._dispatcher.workers):
+            commands += self._dispatcher.died(worker, pids.get(worker), None, now)
         self._unstarted.clear()
         self._forget_all()
         if self._timer is not None:
@@ -246,6 +269,9 @@ class LocalBackend:
             if frame.kind in ANSWERS:
                 replies.append(reply_in(frame))
                 continue
+            if frame.kind == VALUE:
+                self._take(worker, frame)
+                continue
             self._replied(worker, replies, now)
             replies = []
             if worker in self._processes:  # else what came before has ended it
@@ -266,26 +292,32 @@ class LocalBackend:
             if self._tell is not None:
                 process = self._processes[worker]
                 self._tell(WorkerStarted(process.seat, process.pid))
-            self._perform(self._dispatcher.ready(worker, now))
+            if worker in self._processes:  # else whoever was told has abandoned the pool
+                self._perform(self._dispatcher.ready(worker, now))
         elif frame.kind == wire.Kind.UNFIT:
             self._perform(self._dispatcher.unfit(worker, failure_of(frame), now))
         elif frame.kind == wire.Kind.PROGRESS:
             self._report(worker, frame)
-        elif frame.kind == wire.Kind.LOG:
+        elif frame.kind in LOGS:
             self._log(worker, frame)
         else:
             self.garbled(worker)
 
     def _report(self, worker: int, frame: wire.Frame) -> None:
-        calls = self._dispatcher.workers[worker].calls
-        progress = next((call.progress for call in calls if call.id == frame.call), None)
-        if progress is not None and frame.payload is not None:
-            progress(frame.payload, frame.buffers)
+        call = self._dispatcher.held(worker, frame.call)
+        if call is not None and call.progress is not None and frame.payload is not None:
+            call.progress(frame.payload, frame.buffers)
+
+    def _take(self, worker: int, frame: wire.Frame) -> None:
+        """A worker has sent a value of a stream; the stream's end cannot come before it, nor is it told before."""
+        call = self._dispatcher.held(worker, frame.call) if worker in self._processes else None
+        if call is not None and call.take is not None:
+            call.take(frame.payload, frame.buffers)
 
     def _log(self, worker: int, frame: wire.Frame) -> None:
         try:
             log_records.handle(frame)
-        except Exception:  # noqa: BLE001 - what came is no record: a job has written into the channel
+        except wire.WireError:  # a job has written into the channel
             self.garbled(worker)
 
     def garbled(self, worker: int) -> None:
@@ -304,8 +336,9 @@ class LocalBackend:
             self._tally.lost()
         if self._tell is not None:
             self._tell(WorkerLeft(leaver.seat.number, end.pid, end.exitcode, why))
-        now = self.loop.time()
-        self._perform(self._dispatcher.died(worker, end.pid, end.exitcode, now, unseen=unseen, cause=cause))
+        if worker in self._dispatcher.workers:  # else whoever was told has abandoned the pool
+            now = self.loop.time()
+            self._perform(self._dispatcher.died(worker, end.pid, end.exitcode, now, unseen=unseen, cause=cause))
 
     def _unseen(self, worker: int, unread: int) -> int:
         """Return how many of the calls that were sent to a worker it has not wholly read, and so not begun."""
@@ -343,9 +376,8 @@ class LocalBackend:
             command.call.finish(command.outcome)
         elif isinstance(command, Send):
             call = command.call
-            kind = CALL if call.limits.timeout is None else TIMED
             process = self._processes[command.worker]
-            process.send(wire.encode(kind, call.id, call.payload), call.id)
+            process.send(_message(call), call.id)
             if self._tell is not None:
                 self._tell(CallStarted(call.id, call.name, process.seat, process.pid))
         else:
@@ -366,8 +398,12 @@ class LocalBackend:
             case Kill(worker):
                 self._kill(worker)
             case Recall(worker):  # pragma: no branch - there is no other command
-                calls = [wire.call_of(packet) for packet in self._processes[worker].take_back()]
-                self._perform(self._dispatcher.recalled(worker, calls, self.loop.time()))
+                self._take_back(worker)
+
+    def _take_back(self, worker: int) -> None:
+        """Take back what a worker has not begun. Meanwhile it may read any of it, so we look at what has come."""
+        calls = [wire.call_of(packet) for packet in self._processes[worker].take_back()]
+        self._perform(self._dispatcher.recalled(worker, calls, self.loop.time()))
 
     def _kill(self, worker: int) -> None:
         if worker in self._processes:
@@ -424,6 +460,14 @@ class LocalBackend:
 
     def _now(self) -> float:
         return self.loop.time() if self._closed is not None else 0.0
+
+
+def _message(call: Call) -> list[wire.Packet]:
+    """Return the packets by which a worker gets a call."""
+    if call.kind is CallKind.FUNCTION:
+        return wire.encode(CALL if call.limits.timeout is None else TIMED, call.id, call.payload)
+    kind = KINDS[call.kind][call.limits.timeout is not None or call.loading]
+    return wire.encode(kind, call.id, call.payload, call.window)
 
 
 _ENDS = {WorkerPhase.LEAVING: "left", WorkerPhase.KILLED: "killed"}

@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
@@ -21,7 +22,7 @@ from .. import wire
 from ..exceptions import InitializerError
 from ..worker import isolation
 from ..worker import main as worker_main
-from ..worker.control import ID, INTERRUPT
+from ..worker.control import INTERRUPT, ORDER
 from ..worker.dump import DUMP
 from ..worker.environment import NameWithVariables
 from .base import in_loop
@@ -95,6 +96,7 @@ class WorkerProcess:
         self._unwanted = False
         self._dismissed = False
         self._patience: asyncio.TimerHandle | None = None
+        self._orders: deque[bytes] = deque()  # not written yet
         self._channel: Channel | None = None
         self._pidfd: int | None = None
         with contextlib.ExitStack() as opened:  # all of them, or none
@@ -118,6 +120,7 @@ class WorkerProcess:
                 setup.memory_limit,
                 setup.levels(),
                 setup.pickling,
+                setup.looping,
                 self._inheritance(setup),
             ),
             name=NameWithVariables(f"AioPoolWorker-{number}", setup.variables),
@@ -164,16 +167,38 @@ class WorkerProcess:
 
     def interrupt(self, call: int) -> None:
         """Have it raise an exception within this call, if it runs it."""
+        self._order(call, 0)
         with contextlib.suppress(OSError):  # it is gone, or does not listen: then it will be killed
-            os.write(self._control.fileno(), ID.pack(call))
             self._signal(INTERRUPT)
+
+    def grant(self, call: int, more: int) -> None:
+        """Let a stream that it runs send so many values more."""
+        self._order(call, more)
+
+    def _order(self, call: int, more: int) -> None:
+        self._orders.append(ORDER.pack(call, more))
+        if len(self._orders) == 1:
+            self._write_orders()
+            if self._orders:
+                self._loop.add_writer(self._control.fileno(), self._write_orders)
+
+    def _write_orders(self) -> None:
+        """Write what it has room for in its pipe; one that is stopped or stuck may have none left."""
+        try:
+            while self._orders:
+                os.write(self._control.fileno(), self._orders[0])
+                self._orders.popleft()
+        except BlockingIOError:
+            return
+        except OSError:  # it is gone
+            self._orders.clear()
+        self._loop.remove_writer(self._control.fileno())
 
     def stack(self) -> asyncio.Future[str]:
         """Return a future of what faulthandler writes of its main thread. That never comes from one that is stopped."""
-        dump, to_ask = self._dump.expect()
-        if to_ask:
-            with contextlib.suppress(OSError):  # it is gone
-                self._signal(DUMP)
+        dump = self._dump.expect()
+        with contextlib.suppress(OSError):  # it is gone
+            self._signal(DUMP)
         return dump
 
     def _signal(self, number: int) -> None:
@@ -329,6 +354,7 @@ class WorkerProcess:
             self._channel.close()
             if not self._loop.is_closed():
                 self._loop.remove_reader(self._process.sentinel)
+                self._loop.remove_writer(self._control.fileno())
                 self._loop.remove_reader(self._death())
             self._channel = None  # we hold one another, and its buffer need not wait for the garbage collector
         with self._lock:

@@ -8,11 +8,11 @@ from ..exceptions import AioPoolError, InitializerError
 from ..hooks import CallEnded
 from ..stats import end_of
 
-__all__ = ["ANSWERS", "ended", "failure_of", "reply_in"]
+__all__ = ["ANSWERS", "VALUE", "ended", "failure_of", "reply_in"]
 
 NANO = 1_000_000_000
 
-RESULT, FAILED = int(wire.Kind.RESULT), int(wire.Kind.FAILED)
+VALUE, RESULT, FAILED = int(wire.Kind.VALUE), int(wire.Kind.RESULT), int(wire.Kind.FAILED)
 ANSWERS = (RESULT, FAILED)
 """Each call has one of these; a member of an enumeration takes longer to look up and to compare."""
 
@@ -28,7 +28,7 @@ def ended(call: Call, outcome: Outcome, now: float) -> CallEnded:
 
 def reply_in(frame: wire.Frame) -> tuple[int, Reply]:
     """Return the number of a call, and the answer to it that is in a message."""
-    seconds = frame.nanoseconds / NANO
+    seconds = frame.number / NANO
     if frame.payload is None:
         lost = AioPoolError("the result could not be received: this process has no descriptor left for its memory")
         return frame.call, Reply(True, failures.encode(lost), (), seconds)

@@ -1,9 +1,12 @@
-"""How the parent interrupts a call, and no other.
+"""How the parent interrupts a call, and no other; and how it asks a stream for more.
 
-The parent writes the call's id into a pipe and signals the process. Python runs the signal's handler in the main
+The parent writes the call's id, and how many more values it may send, into a pipe; no value more means that it is to
+stop. Then it signals the process. Python runs the signal's handler in the main
 thread, which is the one that runs calls: it reads the ids, and raises if the call that runs now is among them. A call
 that has ended meanwhile is not the one that runs, so nothing is raised into the next. A call that has not begun yet,
 since the pipe and the signal may overtake the channel, is interrupted as it begins.
+
+Where a worker has an event loop, that reads the pipe, too, whenever it runs: what runs in a loop is told there.
 """
 
 from __future__ import annotations
@@ -16,15 +19,15 @@ from typing import NoReturn
 
 from ..exceptions import CallInterrupted
 
-__all__ = ["ID", "INTERRUPT", "Control"]
+__all__ = ["INTERRUPT", "ORDER", "Control"]
 
 INTERRUPT = signal.SIGURG
 """Ignored by default, so it does no harm where it is not expected."""
 
-ID = struct.Struct("<Q")
-"""A call's id, as it is written into the pipe."""
+ORDER = struct.Struct("<QQ")
+"""What is written into the pipe: a call's id, and how many more values it may send, or 0 if it is to stop."""
 
-MOST_IDS = 512
+MOST_ORDERS = 512
 
 
 class Control:
@@ -33,13 +36,17 @@ class Control:
     Attributes:
         current: the id of the call whose function runs now, or None.
         interrupted: the id of the call that was interrupted last, or None.
+        looped: whether a loop reads the pipe, too.
     """
 
     def __init__(self, descriptor: int) -> None:
         self.current: int | None = None
         self.interrupted: int | None = None
+        self.looped: bool = False
         self._held = False
+        self._unread = False  # there may be something that is left to the loop
         self._early: set[int] = set()  # ids that came when another call ran, or none
+        self._more: list[tuple[int, int]] = []  # calls, and how many more values they may send
         self._descriptor = descriptor
         os.set_blocking(descriptor, False)
         signal.signal(INTERRUPT, self._interrupt)
@@ -47,10 +54,15 @@ class Control:
     def begin(self, call: int) -> None:
         """From now on this call runs; raise if it was interrupted before it came here."""
         self.current = call
-        if self._early:
-            early, self._early = self._early, set()
-            if call in early:
-                self._raise(call)
+        if self._unread:
+            self._read()
+        if self._early and self.forestalled(call):
+            self._raise(call)
+
+    def forestalled(self, call: int) -> bool:
+        """Return whether a call that begins was interrupted before; what came for others is of no use any more."""
+        early, self._early = self._early, set()
+        return call in early
 
     def end(self) -> None:
         """No call runs."""
@@ -67,15 +79,41 @@ class Control:
             self._early.discard(self.current)
             self._raise(self.current)
 
+    def fileno(self) -> int:
+        """Return the pipe's descriptor, for a loop."""
+        return self._descriptor
+
+    def orders(self) -> tuple[set[int], list[tuple[int, int]]]:
+        """Return what calls are to stop, and which may send how many more values: for a loop."""
+        self._read()
+        early, self._early = self._early, set()
+        more, self._more = self._more, []
+        return early, more
+
+    def put_off(self, call: int) -> None:
+        """This call is to stop, and has not begun."""
+        self._early.add(call)
+
     def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
+        if self.looped and self.current is None:
+            self._unread = True
+            return
+        self._read()
+        if self.current in self._early and not self._held:
+            self._early.discard(self.current)
+            self._raise(self.current)
+
+    def _read(self) -> None:
+        self._unread = False
         try:
-            ids = os.read(self._descriptor, MOST_IDS * ID.size)
+            orders = os.read(self._descriptor, MOST_ORDERS * ORDER.size)
         except OSError:  # nothing was written, or the job has closed it
             return
-        calls = {call for (call,) in ID.iter_unpack(ids)}
-        if self.current is not None and self.current in calls and not self._held:
-            self._raise(self.current)
-        self._early |= calls
+        for call, more in ORDER.iter_unpack(orders):
+            if more:
+                self._more.append((call, more))
+            else:
+                self._early.add(call)
 
     def _raise(self, call: int) -> NoReturn:
         self.interrupted = call

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
+from contextvars import ContextVar
 from typing import NamedTuple, Protocol
 
 from .. import wire
@@ -14,8 +15,11 @@ from ..pickling import Pickling
 
 __all__ = [
     "Calls", "CurrentWorker", "Station",
-    "begin", "being", "being_in_thread", "current_worker", "is_in_thread", "report",
+    "begin", "being", "being_in_thread", "current_worker", "is_in_thread", "on_loop", "report",
 ]  # fmt: skip
+
+on_loop: ContextVar[int | None] = ContextVar("on_loop", default=None)
+"""The call that this code runs for, if that runs on the worker's loop."""
 
 
 class CurrentWorker(NamedTuple):
@@ -35,7 +39,7 @@ class CurrentWorker(NamedTuple):
 class Sender(Protocol):
     """Sends messages to the parent; see `aiopool.worker.outlet.Outlet`."""
 
-    def send(self, packets: Sequence[wire.Packet], /) -> None:
+    def send(self, packets: list[wire.Packet], /) -> None:
         """Send a message."""
 
 
@@ -43,6 +47,7 @@ class Calls(Protocol):
     """Knows the call that runs, and holds off its interruption; see `aiopool.worker.control.Control`."""
 
     current: int | None
+    looped: bool
 
     @property
     def interrupted(self) -> int | None:
@@ -53,6 +58,21 @@ class Calls(Protocol):
 
     def end(self) -> None:
         """No call runs."""
+
+    def forestalled(self, call: int, /) -> bool:
+        """Return whether a call that begins was interrupted before."""
+        ...
+
+    def orders(self) -> tuple[set[int], list[tuple[int, int]]]:
+        """Return what calls are to stop, and which may send how many more values."""
+        ...
+
+    def put_off(self, call: int, /) -> None:
+        """This call is to stop, and has not begun."""
+
+    def fileno(self) -> int:
+        """Return the descriptor at which orders come."""
+        ...
 
     def hold(self) -> None:
         """Hold interruptions off."""
@@ -133,7 +153,8 @@ def report(value: object) -> None:
     """Tell how far the present call has come: to `AsyncResult.on_progress` and `AsyncResult.progress`.
 
     Waits while the parent does not read. Does nothing where no call runs: in the parent, where the same function may
-    be called, or in a process that a job started.
+    be called, or in a process that a job started. A thread reports to the call that runs at that moment, so join
+    threads before the call ends: one that it leaves behind reports to the next.
 
     Args:
         value: anything that can be pickled.
@@ -142,18 +163,9 @@ def report(value: object) -> None:
         Exception: what pickling it raises.
     """
     station = _present()
-    if station is None or (call := station.control.current) is None:
+    if station is None or (call := station.control.current or on_loop.get()) is None:
         return
-    packets = wire.encode(wire.Kind.PROGRESS, call, wrap(*station.pickling.dumps(value), wire.LARGEST))
-    if len(packets) == 1 or threading.current_thread() is not threading.main_thread():
-        station.outlet.send(packets)
-        return
-    station.control.hold()
-    try:
-        station.outlet.send(packets)
-        packets.clear()  # now: what is raised in a destructor is lost
-    finally:
-        station.control.resume()
+    station.outlet.send(wire.encode(wire.Kind.PROGRESS, call, wrap(*station.pickling.dumps(value), wire.LARGEST)))
 
 
 def _present() -> Station | None:

@@ -14,7 +14,10 @@ from ..parcels import Payload, wrap
 from ..pickling import Pickling, is_name_of
 from .current import Calls
 
-__all__ = ["each_of_chunk", "map_chunk", "run", "starmap_chunk"]
+__all__ = [
+    "HIDDEN", "INTERRUPTED", "Answer", "checked", "dumps", "each_of_chunk", "map_chunk", "run", "starmap_chunk",
+    "unpickled",
+]  # fmt: skip
 
 T = TypeVar("T")
 
@@ -58,20 +61,20 @@ def run(frame: wire.Frame, control: Calls, pickling: Pickling) -> Answer:
 
 
 def _result(frame: wire.Frame, control: Calls, pickling: Pickling) -> Payload:
-    if frame.payload is None:
-        raise AioPoolError("the arguments could not be received: the worker has no descriptor left for their memory")
     try:
         control.begin(frame.call)
-        function, args, kwds = _unpickled(frame.payload, frame.buffers, pickling)
-        return _dumps(_checked(function(*args, **kwds)), pickling)
+        function, args, kwds = unpickled(frame.payload, frame.buffers, pickling)
+        return dumps(checked(function(*args, **kwds)), pickling)
     finally:
         control.end()
 
 
-def _unpickled(
-    payload: bytes | memoryview, buffers: Sequence[memoryview], pickling: Pickling
+def unpickled(
+    payload: bytes | memoryview | None, buffers: Sequence[memoryview], pickling: Pickling
 ) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
     """Return function and arguments; of a large payload is kept only what they use, so that the call has the rest."""
+    if payload is None:
+        raise AioPoolError("the arguments could not be received: the worker has no descriptor left for their memory")
     pickled_function, pickled_arguments = wire.unpack_call(payload)
     with pickled_function, pickled_arguments:
         function = _function(pickled_function, pickling)
@@ -106,14 +109,16 @@ def _loads(what: str, pickled: memoryview, pickling: Pickling, buffers: Sequence
         raise failures.refusal(what, None, error, HIDDEN) from error
 
 
-def _dumps(value: object, pickling: Pickling) -> Payload:
+def dumps(value: object, pickling: Pickling) -> Payload:
+    """Return a value's payload, or raise `NotPicklable`."""
     try:
         return wrap(*pickling.dumps(value), wire.LARGEST)
     except BaseException as error:
         raise failures.refusal("result", None, error, HIDDEN) from error
 
 
-def _checked(value: T) -> T:
+def checked(value: T) -> T:
+    """Return what a function has returned, or raise TypeError for a coroutine."""
     if isinstance(value, types.CoroutineType):
         raise _no_values([value])
     return value
@@ -123,7 +128,10 @@ def _no_values(coroutines: Sequence[types.CoroutineType[Any, Any, Any]]) -> Type
     for coroutine in coroutines:
         coroutine.close()  # or it would warn that it was never awaited
     name = coroutines[0].__qualname__
-    return TypeError(f"{name} is a coroutine function: a worker runs functions that return values")
+    return TypeError(
+        f"the function is none that is known to be a coroutine function, and has returned a coroutine of {name}, which "
+        "nobody awaits. Give the pool the coroutine function itself, or make yours one (`async def`)"
+    )
 
 
 def map_chunk(function: Callable[[Any], T], items: Iterable[Any]) -> list[T]:
@@ -147,7 +155,7 @@ def each_of_chunk(function: Callable[[Any], T], items: Iterable[Any]) -> list[T 
     values: list[T | failures.ItemFailure] = []
     for item in items:
         try:
-            values.append(_checked(function(item)))
+            values.append(checked(function(item)))
         except CallInterrupted:  # means the whole chunk
             raise
         except BaseException as error:  # noqa: BLE001 - an item's outcome, see `run`

@@ -1,27 +1,33 @@
 """Log records of a worker: sent to the parent, whose handlers they are for.
 
 They go over the worker's own channel, so a record that was logged before a crash has been sent before it. While the
-parent does not read, a record waits for a moment; if that is not enough, records are dropped until one can be sent
-again, which then tells how many are missing.
+parent does not read, a record waits for a moment; if that is not enough, records are dropped until something can be
+sent again, before which is told how many are missing.
 """
 
 from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 from .. import wire
 from .outlet import Outlet
 
-__all__ = ["ForwardingHandler", "Levels", "forward"]
+__all__ = ["Extra", "ForwardingHandler", "Levels", "forward"]
 
 PATIENCE = 1.0
 """Seconds that a record waits for the parent to read, before it and those after it are dropped."""
 
 MOST_CHARACTERS = 8000
 """Of a message or a traceback that is too long to be sent."""
+
+MOST_WORDS = 500
+"""Characters of what stands in for an object."""
+
+PLAIN = (str, int, float, bool, type(None))
+"""What surely unpickles; a class that is derived from these may not."""
 
 
 class Levels(NamedTuple):
@@ -34,6 +40,13 @@ class Levels(NamedTuple):
 
     disabled: int
     by_logger: Mapping[str, int]
+
+
+class Extra(NamedTuple):
+    """A field of a record, as it travels: it may not unpickle where the record is handled."""
+
+    pickled: bytes
+    words: str
 
 
 def forward(outlet: Outlet, levels: Levels) -> None:
@@ -50,10 +63,10 @@ def forward(outlet: Outlet, levels: Levels) -> None:
 
 
 class Patient(Protocol):
-    """Sends a message if it can do so before long; see `Outlet`."""
+    """Sends a message, or drops it if that takes too long; see `Outlet`."""
 
-    def send_soon(self, packets: Sequence[wire.Packet], patience: float, /) -> bool:
-        """Send a message, or return False."""
+    def send(self, packets: list[wire.Packet], patience: float, /) -> None:
+        """Send a message."""
         ...
 
 
@@ -63,19 +76,26 @@ class ForwardingHandler(logging.Handler):
     def __init__(self, outlet: Patient) -> None:
         super().__init__()
         self._outlet = outlet
-        self._dropped = 0
+
+    def handle(self, record: logging.LogRecord) -> bool | logging.LogRecord:  # type: ignore[override]
+        """Emit it without this handler's lock.
+
+        A thread that has the lock waits for its turn at the outlet. Whoever has that turn may log, too, in a signal's
+        handler or a destructor, and would wait for the lock.
+        """
+        passed = self.filter(record)
+        if passed:
+            self.emit(passed if isinstance(passed, logging.LogRecord) else record)
+        return passed
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send it, or count it as dropped."""
+        """Send it, or have it dropped."""
         try:
-            packets = wire.encode(wire.Kind.LOG, self._dropped, _pickled(self._plain(record)))
+            packets = wire.encode(wire.Kind.LOG, 0, _pickled(self._plain(record)))
         except Exception:  # noqa: BLE001 - of the record's own arguments; logging's way is to say so and go on
             self.handleError(record)
             return
-        if self._outlet.send_soon(packets, 0.0 if self._dropped else PATIENCE):
-            self._dropped = 0
-        else:
-            self._dropped += 1
+        self._outlet.send(packets, PATIENCE)
 
     def _plain(self, record: logging.LogRecord) -> dict[str, Any]:
         """Return what is known of a record, with all in words that might not be understood elsewhere."""
@@ -88,23 +108,33 @@ class ForwardingHandler(logging.Handler):
 
 
 def _pickled(fields: dict[str, Any]) -> bytes:
-    try:
-        pickled = pickle.dumps(fields, protocol=5)
-    except Exception:  # noqa: BLE001 - of an extra field
-        fields = {name: _in_words(value) for name, value in fields.items()}
-        pickled = pickle.dumps(fields, protocol=5)
+    pickled = _dumps(fields)
     if len(pickled) > wire.LARGEST:
         short = {name: _shortened(value) for name, value in fields.items()}
-        pickled = pickle.dumps({name: value for name, value in short.items() if value is not ...}, protocol=5)
+        pickled = _dumps({name: value for name, value in short.items() if value is not ...})
     return pickled
 
 
-def _in_words(value: Any) -> Any:
+def _dumps(fields: dict[str, Any]) -> bytes:
+    return pickle.dumps({name: _packed(value) for name, value in fields.items()}, protocol=5)
+
+
+def _packed(value: Any) -> Any:
+    """Return what surely unpickles, whatever becomes of the value."""
+    if type(value) in PLAIN:
+        return value
+    words = _in_words(value)
     try:
-        pickle.dumps(value, protocol=5)
+        return Extra(pickle.dumps(value, protocol=5), words)
     except Exception:  # noqa: BLE001 - the user's
-        return repr(value)
-    return value
+        return words
+
+
+def _in_words(value: object) -> str:
+    try:
+        return str.__str__(repr(value))[:MOST_WORDS]
+    except Exception:  # noqa: BLE001 - the user's
+        return f"<{type(value).__name__}: its repr() raised>"
 
 
 def _shortened(value: Any) -> Any:

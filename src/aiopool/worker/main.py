@@ -1,6 +1,7 @@
 """A worker's life: set up, run the initializer, then receive a call, run it, answer, until told to leave.
 
-One thread does it all, so that a job may fork without a second thought.
+One thread does it all, so that a job may fork without a second thought. What runs on an event loop is for
+`aiopool.worker.looped`, which is imported when the first coroutine comes.
 """
 
 from __future__ import annotations
@@ -10,14 +11,13 @@ import contextlib
 import importlib
 import math
 import os
-import select
 import signal
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from .. import failures, sharing, wire
 from ..exceptions import NotPicklable, what_to_do
@@ -27,13 +27,22 @@ from . import current, isolation, job
 from .control import Control
 from .current import Station
 from .dump import dump_into
+from .inbox import Inbox, take_share
+from .looping import Looping
 from .memory import resident_bytes
 from .outlet import Outlet
 
 if TYPE_CHECKING:
     from .logs import Levels
+    from .looped import Looped
 
 __all__ = ["Inheritance", "Initializer", "Lines", "main"]
+
+LEAVE, TIMED, TIMED_STREAM = int(wire.Kind.LEAVE), int(wire.Kind.TIMED), int(wire.Kind.TIMED_STREAM)
+"""What each message is compared with: kinds up to these are calls; see `aiopool.wire.Kind`."""
+
+HIDDEN = (__file__,)
+"""Files whose frames an initializer's traceback does not begin with."""
 
 ENDS_WITHOUT_ATEXIT = sys.version_info < (3, 13)
 """Whether multiprocessing leaves a forked process without running its atexit handlers."""
@@ -52,8 +61,15 @@ class Initializer:
         args: tuple[Any, ...],
         preload: tuple[str, ...],
         pickling: Pickling = PLAIN,
+        *,
+        awaited: bool = False,
     ) -> None:
-        self.content: tuple[Callable[..., object] | None, tuple[Any, ...], tuple[str, ...]] = (function, args, preload)
+        self.content: tuple[Callable[..., object] | None, tuple[Any, ...], tuple[str, ...], bool] = (
+            function,
+            args,
+            preload,
+            awaited,
+        )
         self._pickling = pickling
 
     def __reduce__(self) -> tuple[Callable[[bytes, Pickling], PickledInitializer], tuple[bytes, Pickling]]:
@@ -68,13 +84,18 @@ class Initializer:
             return bytes(ForkingPickler.dumps(self.content))  # which can do more than pickle while a process is started
         return self._pickling.dumps(self.content, math.inf)[0]
 
-    def run(self) -> None:
-        """Import, then call."""
-        function, args, preload = self.content
+    def run(self) -> Coroutine[Any, Any, object] | None:
+        """Import, then call; return what is to be awaited, if the function is a coroutine function."""
+        function, args, preload, awaited = self.content
         for name in preload:
             importlib.import_module(name)
-        if function is not None:
-            function(*args)
+        if function is None:
+            return None
+        returned = function(*args)
+        if awaited:
+            return cast("Coroutine[Any, Any, object]", returned)
+        job.checked(returned)
+        return None
 
 
 class PickledInitializer:
@@ -84,15 +105,15 @@ class PickledInitializer:
         self.pickled = pickled
         self._pickling = pickling
 
-    def run(self) -> None:
+    def run(self) -> Coroutine[Any, Any, object] | None:
         """Unpickle it and run it."""
         try:
-            content = self._pickling.loads(self.pickled)
+            function, args, preload, awaited = self._pickling.loads(self.pickled)
         except AttributeError as error:
             if hint := what_to_do(str(error)):
                 error.add_note(hint)
             raise
-        Initializer(*content).run()
+        return Initializer(function, args, preload, awaited=awaited).run()
 
 
 class Inheritance(NamedTuple):
@@ -114,7 +135,7 @@ class Lines(NamedTuple):
     lifeline: Connection
     """A pipe that closes when the parent is gone."""
     control: Connection
-    """A pipe for the ids of calls to interrupt."""
+    """A pipe for the ids of calls to interrupt, see `aiopool.worker.control`."""
     dumps: Connection
     """A pipe for what faulthandler writes."""
 
@@ -126,6 +147,7 @@ def main(
     memory_limit: int | None,
     levels: Levels | None,
     pickling: Pickling,
+    looping: Looping,
     inheritance: Inheritance | None,
 ) -> None:
     """Be a worker until told to leave. The target of the process.
@@ -137,6 +159,7 @@ def main(
         memory_limit: bytes of resident memory after which the worker says that it should be replaced, or None.
         levels: of the log records that are to be sent to the parent; None to leave logging alone.
         pickling: how calls and their outcomes are pickled.
+        looping: how coroutines run.
         inheritance: what to be rid of when this process was forked from the parent, else None.
     """
     channel = isolation.above_stdio(lines.channel)
@@ -150,15 +173,20 @@ def main(
     control = Control(lines.control.fileno())
     dump_into(lines.dumps.fileno())
     with channel, contextlib.suppress(ConnectionError):  # the parent may be gone; its end is no news to report
-        outlet = Outlet(channel)
+        outlet = Outlet(channel, control)
         station = current.Station(seat, outlet, control, pickling)
         current.begin(station)
         if levels is not None:
             from .logs import forward  # noqa: PLC0415 - a worker that leaves logging alone need not import it
 
             forward(outlet, levels)
-        if _introduce(outlet, initializer):
-            _serve(channel, station, memory_limit)
+        worker = Worker(Inbox(channel), station, memory_limit, looping)
+        try:
+            if worker.introduce(initializer):
+                worker.serve()
+        finally:
+            worker.end()
+            outlet.send([])  # threads may have logged since the last answer
     if ENDS_WITHOUT_ATEXIT:
         atexit._run_exitfuncs()  # noqa: SLF001 - as multiprocessing itself does from 3.13 on
 
@@ -173,77 +201,84 @@ def _renounce(inheritance: Inheritance) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, inheritance.blocked)
 
 
-def _introduce(outlet: Outlet, initializer: Initializer | PickledInitializer) -> bool:
-    """Run the initializer, say how it went, and return whether we are good for calls."""
-    try:
-        initializer.run()
-    except BaseException as error:  # noqa: BLE001 - whatever it raises, the parent is to hear of it
-        outlet.send(wire.encode(wire.Kind.UNFIT, 0, wrap(failures.encode(error, (__file__,)), (), wire.LARGEST)))
-        return False
-    outlet.send(wire.encode(wire.Kind.READY))
-    return True
+class Worker:
+    """Serves calls.
 
-
-def _serve(channel: socket.socket, station: Station, memory_limit: int | None) -> None:
-    decoder, arrival = wire.Decoder(), Arrival(channel)
-    while (frame := _receive(channel, decoder, arrival)).kind != wire.Kind.LEAVE:
-        if frame.kind == wire.Kind.SHARE:
-            sharing.keep(frame.call, frame.payload, frame.buffers, station.pickling)
-        elif frame.kind == wire.Kind.DROP:
-            sharing.drop(frame.call)
-        else:
-            _answer(station, frame)
-            station.calls += 1
-            if memory_limit is not None and resident_bytes() > memory_limit:
-                station.outlet.send(wire.encode(wire.Kind.HEAVY))
-        del frame  # or what came with it would be kept while we wait
-
-
-class Arrival:
-    """Waits for packets on a channel."""
-
-    def __init__(self, channel: socket.socket) -> None:
-        self._channel = channel
-        self._identity = self._present_identity()
-        self._poll = select.poll()
-        self._poll.register(channel, select.POLLIN)
-
-    def wait(self) -> None:
-        """Wait until there is something to receive.
-
-        A job may have closed all descriptors, and ours may be another socket's by now, which has our last answer.
-        Then nobody will ever write to us: our end is the only news that there can be.
-        """
-        if self._present_identity() != self._identity:
-            raise ConnectionResetError("a job has closed the channel")
-        self._poll.poll()
-
-    def _present_identity(self) -> int:
-        return os.fstat(self._channel.fileno()).st_ino
-
-
-def _receive(channel: socket.socket, decoder: wire.Decoder, arrival: Arrival) -> wire.Frame:
-    """Receive a message.
-
-    We never wait in a call that receives: a worker that is killed there could take along a message that comes after
-    its death, and nobody would know that it has not begun it.
+    Args:
+        inbox: where they come from.
+        station: what jobs can learn of this worker.
+        memory_limit: see `main`.
+        looping: see `main`.
     """
-    while True:
+
+    def __init__(self, inbox: Inbox, station: Station, memory_limit: int | None, looping: Looping) -> None:
+        self._inbox = inbox
+        self._station = station
+        self._memory_limit = memory_limit
+        self._looping = looping
+        self._looped: Looped | None = None
+
+    def introduce(self, initializer: Initializer | PickledInitializer) -> bool:
+        """Run the initializer, say how it went, and return whether we are good for calls."""
+        outlet = self._station.outlet
         try:
-            frame = wire.receive(channel, decoder, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            arrival.wait()
+            if (coroutine := initializer.run()) is not None:
+                self._loop_side().run(coroutine)
+        except BaseException as error:  # noqa: BLE001 - whatever it raises, the parent is to hear of it
+            outlet.send(wire.encode(wire.Kind.UNFIT, 0, wrap(failures.encode(error, HIDDEN), (), wire.LARGEST)))
+            return False
+        outlet.send(wire.encode(wire.Kind.READY))
+        return True
+
+    def serve(self) -> None:
+        """Serve calls until told to leave."""
+        while (frame := self._receive()).kind != LEAVE:
+            if frame.kind <= TIMED:
+                self._run(frame)
+            elif frame.kind <= TIMED_STREAM:
+                self._begin_on_loop(frame)
+            else:
+                take_share(frame, self._station.pickling)
+            del frame  # or what came with it would be kept while we wait
+
+    def end(self) -> None:
+        """Shut the loop down, if there is one."""
+        if self._looped is not None:
+            self._looped.close()
+
+    def _receive(self) -> wire.Frame:
+        return self._inbox.receive() if self._looped is None else self._looped.receive()
+
+    def _run(self, frame: wire.Frame) -> None:
+        if frame.kind == TIMED:
+            self._station.outlet.send(wire.encode(wire.Kind.BEGUN, frame.call))
+        self._answer(frame.call, job.run(frame, self._station.control, self._station.pickling))
+
+    def _begin_on_loop(self, frame: wire.Frame) -> None:
+        """Begin what has come before there was a loop."""
+        try:
+            looped = self._loop_side()
+        except BaseException as error:  # noqa: BLE001 - of the user's loop factory: the call's outcome
+            failure = wrap(failures.encode(error, HIDDEN), (), wire.LARGEST)
+            self._answer(frame.call, job.Answer(wire.Kind.FAILED, failure, 0))
         else:
-            if frame is not None:
-                return frame
+            looped.begin(frame)
 
+    def _loop_side(self) -> Looped:
+        if self._looped is None:
+            from .looped import Looped  # noqa: PLC0415 - asyncio is much to import for a worker that runs no coroutine
 
-def _answer(station: Station, frame: wire.Frame) -> None:
-    if frame.kind == wire.Kind.TIMED:
-        station.outlet.send(wire.encode(wire.Kind.BEGUN, frame.call))
-    answer = job.run(frame, station.control, station.pickling)
-    _flush()
-    station.outlet.send(wire.encode(answer.kind, frame.call, answer.payload, answer.nanoseconds))
+            self._looped = Looped(self._inbox, self._station, self._looping, self._answer)
+        return self._looped
+
+    def _answer(self, call: int, answer: job.Answer) -> None:
+        """A call has ended: say so."""
+        station = self._station
+        _flush()
+        station.outlet.send(wire.encode(answer.kind, call, answer.payload, answer.nanoseconds))
+        station.calls += 1
+        if self._memory_limit is not None and resident_bytes() > self._memory_limit:
+            station.outlet.send(wire.encode(wire.Kind.HEAVY))
 
 
 def _flush() -> None:

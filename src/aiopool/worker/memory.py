@@ -12,11 +12,14 @@ KIB = 1024
 
 
 def resident_bytes_of(pid: int | str) -> int | None:
-    """Return the resident set size of a process, or None: it is gone, or this system does not tell in this way."""
+    """Return the resident set size of a process, or None where that cannot be told.
+
+    The process is gone, this system does not tell in this way, or there is no descriptor left to ask with.
+    """
     try:
         with open(f"/proc/{pid}/statm", "rb") as statm:  # noqa: PTH123 - pathlib is much to import for one number
             return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (FileNotFoundError, ProcessLookupError):
+    except OSError:
         return None
 
 

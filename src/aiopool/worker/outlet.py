@@ -6,47 +6,96 @@ import os
 import select
 import socket
 import threading
-from collections.abc import Sequence
+from collections import deque
 
 from .. import wire
+from .current import Calls
 
 __all__ = ["Outlet"]
 
 
 class Outlet:
-    """Sends messages over the worker's channel. A message may take several packets, so one is sent at a time."""
+    """Sends messages over the worker's channel. A message may take several packets, so one is sent at a time.
 
-    def __init__(self, channel: socket.socket) -> None:
+    A signal's handler or a destructor may send while its own thread is sending: its message goes behind the present
+    one, by the hand that sends that.
+
+    Args:
+        channel: to the parent.
+        control: holds off interruptions while a message is sent in part.
+    """
+
+    def __init__(self, channel: socket.socket, control: Calls) -> None:
         self._channel = channel
-        self._turn = threading.Lock()
+        self._control = control
+        self._begin()
         # Another thread may be sending when a job forks; what it forks has none, and a channel that is closed.
-        os.register_at_fork(after_in_child=self._forget_turns)
+        os.register_at_fork(after_in_child=self._begin)
 
-    def _forget_turns(self) -> None:
-        self._turn = threading.Lock()
+    def _begin(self) -> None:
+        self._turn = threading.RLock()
+        self._unsent: deque[tuple[list[wire.Packet], float | None]] = deque()
+        self._sending = False
+        self._dropped = 0
 
-    def send(self, packets: Sequence[wire.Packet]) -> None:
-        """Send a message, however long it takes until the parent reads."""
+    def send(self, packets: list[wire.Packet], patience: float | None = None) -> None:
+        """Send a message, behind the news of how many were dropped before it.
+
+        Args:
+            packets: of the message; none for that news alone.
+            patience: seconds that a message of one packet waits for the parent to read before it is dropped; those
+                after it do not wait then. None to wait however long it takes.
+        """
         with self._turn:
-            for packet in packets:
-                wire.send(self._channel, packet)
+            self._unsent.append((packets, patience))
+            while self._unsent and not self._sending:  # asked again, since one may come when the inner loop has ended
+                self._sending = True
+                try:
+                    while self._unsent:
+                        self._send_whole(*self._unsent.popleft())
+                finally:
+                    self._sending = False
 
-    def send_soon(self, packets: Sequence[wire.Packet], patience: float) -> bool:
-        """Send a message of one packet; return False if that cannot be done within so many seconds, or any more."""
-        (packet,) = packets
+    def _send_whole(self, packets: list[wire.Packet], patience: float | None) -> None:
+        if len(packets) <= 1 or threading.current_thread() is not threading.main_thread():
+            self._send_or_drop(packets, patience)
+            return
+        self._control.hold()
+        try:
+            self._send_or_drop(packets, patience)
+            packets.clear()  # now: what is raised in a destructor is lost
+        finally:
+            self._control.resume()
+
+    def _send_or_drop(self, packets: list[wire.Packet], patience: float | None) -> None:
+        if self._dropped:
+            patience = patience and 0.0
+            (news,) = wire.encode(wire.Kind.UNLOGGED, self._dropped)
+            if not self._put(news, patience):
+                self._dropped += 1
+                return
+            self._dropped = 0
+        for packet in packets:
+            if not self._put(packet, patience):
+                self._dropped += 1
+
+    def _put(self, packet: wire.Packet, patience: float | None) -> bool:
+        """Send a packet; return False if that cannot be done within so many seconds, or any more."""
+        if patience is None:
+            wire.send(self._channel, packet)
+            return True
         assert isinstance(packet, bytes)  # noqa: S101 - for the type checker
-        with self._turn:
-            try:
-                while True:
-                    try:
-                        self._channel.send(packet, socket.MSG_DONTWAIT)
-                    except BlockingIOError:
-                        if not self._writable(patience):
-                            return False
-                    else:
-                        return True
-            except OSError:  # closed: this is a process that a job has forked, or the parent is gone
-                return False
+        try:
+            while True:
+                try:
+                    self._channel.send(packet, socket.MSG_DONTWAIT)
+                except BlockingIOError:
+                    if not self._writable(patience):
+                        return False
+                else:
+                    return True
+        except OSError:  # closed: this is a process that a job has forked, or the parent is gone
+            return False
 
     def _writable(self, patience: float) -> bool:
         poll = select.poll()

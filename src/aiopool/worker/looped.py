@@ -1,0 +1,118 @@
+"""A worker's event loop: what coroutines run on, and what waits for messages as soon as there is one.
+
+So what coroutines have left on the loop goes on while the worker waits. A function runs while the loop stands still.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextvars import copy_context
+from typing import Any
+
+from .. import wire
+from .current import Station
+from .inbox import Inbox, take_share
+from .job import Answer
+from .looping import Looping
+from .tasks import Tasks
+
+__all__ = ["Looped"]
+
+FUNCTIONS = (wire.Kind.CALL, wire.Kind.TIMED)
+COROUTINES = (wire.Kind.COROUTINE, wire.Kind.TIMED_COROUTINE, wire.Kind.STREAM, wire.Kind.TIMED_STREAM)
+
+
+class Looped:
+    """The loop of a worker, and what runs on it.
+
+    It takes a message only while it has a place, so that what has not begun can be taken back.
+
+    Args:
+        inbox: where messages come from.
+        station: of the worker.
+        looping: how the loop is made, and how many coroutines run at once.
+        answer: called with each call's id when it has ended, and how.
+    """
+
+    def __init__(self, inbox: Inbox, station: Station, looping: Looping, answer: Callable[[int, Answer], None]) -> None:
+        self._runner = asyncio.Runner(loop_factory=looping.factory)
+        self._loop = self._runner.get_loop()
+        self._inbox = inbox
+        self._station = station
+        self._answer = answer
+        self._places = looping.concurrency
+        self._tasks = Tasks(self._loop, station, self._ended)
+        self._listening = False
+        self._arrived: wire.Frame | None = None  # what is not for the loop
+        self._failure: BaseException | None = None  # of the channel
+        station.control.looped = True
+        self._loop.add_reader(station.control.fileno(), self._tasks.obey)
+
+    def run(self, coroutine: Coroutine[Any, Any, object]) -> None:
+        """Run the initializer; what it sets context variables to is there for all calls."""
+        context = copy_context()
+        self._runner.run(coroutine, context=context)
+        for variable, value in context.items():
+            variable.set(value)
+
+    def begin(self, frame: wire.Frame) -> None:
+        """Begin a call that has come before there was a loop."""
+        self._tasks.begin(frame)
+
+    def receive(self) -> wire.Frame:
+        """Run the loop until a message has come that is not for it."""
+        self._inbox.check()
+        self._listen()
+        while self._arrived is None and self._failure is None:  # a job may stop the loop, too
+            self._loop.run_forever()
+        if self._failure is not None:
+            raise self._failure
+        frame, self._arrived = self._arrived, None
+        assert frame is not None  # noqa: S101 - for the type checker
+        return frame
+
+    def close(self) -> None:
+        """Cancel what is left, close async generators and the loop."""
+        self._unlisten()
+        self._loop.remove_reader(self._station.control.fileno())
+        self._station.control.looped = False
+        self._runner.close()
+
+    def _listen(self) -> None:
+        if not self._listening and len(self._tasks) < self._places:
+            self._listening = True
+            self._loop.add_reader(self._inbox.fileno(), self._take)
+
+    def _unlisten(self) -> None:
+        if self._listening:
+            self._listening = False
+            self._loop.remove_reader(self._inbox.fileno())
+
+    def _take(self) -> None:
+        """Take messages as long as there is a place."""
+        try:
+            while len(self._tasks) < self._places:
+                if (frame := self._inbox.received()) is None:
+                    return
+                if frame.kind in COROUTINES:
+                    self._tasks.begin(frame)
+                elif frame.kind in (wire.Kind.SHARE, wire.Kind.DROP):
+                    take_share(frame, self._station.pickling)
+                else:
+                    self._arrived = frame
+                    break
+        except BaseException as error:  # noqa: BLE001 - the parent is gone, most likely; see `receive`
+            self._failure = error
+        self._unlisten()
+        if self._arrived is not None or self._failure is not None:
+            self._loop.stop()
+
+    def _ended(self, call: int, answer: Answer) -> None:
+        try:
+            self._answer(call, answer)
+        except BaseException as error:  # noqa: BLE001 - the same
+            self._failure = error
+            self._loop.stop()
+        else:
+            self._listen()

@@ -1,0 +1,265 @@
+"""What runs on an event loop: coroutines, and generators step by step. A worker imports it when the first one comes.
+
+Each call is a task, with a context of its own. Where a pool has no workers, its own process runs them in the same way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from asyncio.events import _set_running_loop
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
+from contextvars import copy_context
+from functools import partial
+from time import monotonic, perf_counter_ns
+from typing import Any, TypeVar
+
+from .. import failures, wire
+from ..exceptions import CallInterrupted
+from ..parcels import Payload, wrap
+from . import current, job
+from .job import Answer
+
+__all__ = ["STREAMS", "Tasks", "each_of_chunk", "map_chunk", "starmap_chunk"]
+
+T = TypeVar("T")
+
+Async = Callable[..., Awaitable[T]]
+
+TIMED = (wire.Kind.TIMED_COROUTINE, wire.Kind.TIMED_STREAM)
+STREAMS = (wire.Kind.STREAM, wire.Kind.TIMED_STREAM)
+
+LONGEST_TURN = 0.001
+"""Seconds for which a generator may yield one value after the other before others on the loop have their turn."""
+
+HIDDEN = (*job.HIDDEN, __file__)
+"""Files whose frames a user's traceback does not begin with."""
+
+
+class Run:
+    """One call on the loop.
+
+    Attributes:
+        call: its id.
+        credit: how many values it may send.
+        stopped: whether it is to stop.
+    """
+
+    __slots__ = ("_task", "_waiter", "begun", "call", "credit", "stopped", "turn_ends")
+
+    def __init__(self, call: int, credit: int) -> None:
+        self.call: int = call
+        self.credit: int = credit
+        self.stopped: bool = False
+        self.begun: int = perf_counter_ns()
+        self.turn_ends: float = 0.0
+        self._task: asyncio.Task[Any] | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    def is_done_by(self, task: asyncio.Task[Any]) -> None:
+        """This is what `stop` cancels."""
+        self._task = task
+
+    def stop(self) -> None:
+        """Have it end as soon as it can."""
+        self.stopped = True
+        if self._task is not None:
+            self._task.cancel()
+
+    def grant(self, more: int) -> None:
+        """It may send so many values more."""
+        self.credit += more
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def until_granted(self) -> None:
+        """Wait until it may send a value."""
+        while not self.credit:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+
+
+class Tasks:
+    """Runs calls on a loop.
+
+    Args:
+        loop: the loop.
+        station: of the worker that it is done for.
+        answer: called with each call's id when it has ended, and how.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, station: current.Station, answer: Callable[[int, Answer], None]
+    ) -> None:
+        self._loop = loop
+        self._station = station
+        self._control = station.control
+        self._answer = answer
+        self._runs: dict[int, Run] = {}
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def begin(self, frame: wire.Frame) -> None:
+        """Begin the call that a message asks for."""
+        run = Run(frame.call, frame.number)
+        if frame.kind in TIMED:
+            self._station.outlet.send(wire.encode(wire.Kind.BEGUN, frame.call))
+        if self._control.forestalled(frame.call):
+            self._answer(frame.call, _failed(job.INTERRUPTED, run))
+            return
+        self._runs[frame.call] = run
+        context = copy_context()
+        context.run(current.on_loop.set, frame.call)
+        task = self._loop.create_task(self._outcome(run, frame), context=context)
+        run.is_done_by(task)
+        # Not at the coroutine's own end: one that is cancelled before its first step never gets there.
+        task.add_done_callback(partial(self._ended, run))
+
+    def obey(self) -> None:
+        """Do what the parent has asked for: stop a call, or let it send more values."""
+        stops, more = self._control.orders()
+        for call, count in more:
+            self.grant(call, count)
+        for call in stops:
+            if not self.stop(call):
+                self._control.put_off(call)
+
+    def stop(self, call: int) -> bool:
+        """Have a call end as soon as it can; return False if it does not run."""
+        if (run := self._runs.get(call)) is None:
+            return False
+        run.stop()
+        return True
+
+    def stop_all(self) -> None:
+        """Have all of them end."""
+        for run in list(self._runs.values()):
+            run.stop()
+
+    def grant(self, call: int, more: int) -> None:
+        """Let a call send so many values more, if it has not ended."""
+        if (run := self._runs.get(call)) is not None:
+            run.grant(more)
+
+    def _ended(self, run: Run, task: asyncio.Task[Answer]) -> None:
+        del self._runs[run.call]
+        self._answer(run.call, _failed(job.INTERRUPTED, run) if task.cancelled() else task.result())
+
+    async def _outcome(self, run: Run, frame: wire.Frame) -> Answer:
+        try:
+            payload = await self._result(run, frame)
+        except BaseException as error:  # noqa: BLE001 - whatever it raises is its outcome, see `job.run`
+            stopped = run.stopped or self._control.interrupted == run.call
+            return _failed(job.INTERRUPTED if stopped else failures.encode(error, HIDDEN), run)
+        return Answer(wire.Kind.RESULT, payload, perf_counter_ns() - run.begun)
+
+    async def _result(self, run: Run, frame: wire.Frame) -> Payload:
+        pickling = self._station.pickling
+        function, args, kwds = job.unpickled(frame.payload, frame.buffers, pickling)
+        if frame.kind not in STREAMS:
+            del frame  # or a large payload would be kept for as long as it runs
+            return job.dumps(await function(*args, **kwds), pickling)
+        del frame
+        made = function(*args, **kwds)
+        del args, kwds
+        if inspect.isasyncgen(made):
+            await self._send_all_of_async(run, made)
+        else:
+            await self._send_all_of(run, made)
+        return job.dumps(None, pickling)
+
+    async def _send_all_of_async(self, run: Run, values: AsyncGenerator[Any, Any]) -> None:
+        try:
+            while True:
+                await self._have_turn(run)
+                try:
+                    value = await anext(values)
+                except StopAsyncIteration:
+                    return
+                if run.stopped:  # and it has taken no notice
+                    return
+                self._send(run, value)
+                del value
+        finally:
+            await values.aclose()
+
+    async def _send_all_of(self, run: Run, values: Generator[Any, None, None]) -> None:
+        try:
+            while True:
+                await self._have_turn(run)
+                try:
+                    value = self._step(run, values.__next__)
+                except StopIteration:
+                    return
+                if self._control.interrupted == run.call:
+                    return
+                self._send(run, value)
+                del value
+        finally:
+            self._step_aside(values.close)
+
+    async def _have_turn(self, run: Run) -> None:
+        """Wait until the generator may go on; let others on the loop have their turn if they have had none for long."""
+        if not run.credit:
+            self.obey()  # it may have come already
+            if run.stopped:
+                await asyncio.sleep(0)  # its cancellation arrives here, and not in the generator's clean-up
+            await run.until_granted()
+        elif monotonic() > run.turn_ends:
+            await asyncio.sleep(0)
+            run.turn_ends = monotonic() + LONGEST_TURN
+
+    def _step(self, run: Run, step: Callable[[], T]) -> T:
+        """Take a step of an ordinary generator, which may be interrupted."""
+        try:
+            try:
+                self._control.begin(run.call)
+                return self._step_aside(step)
+            finally:
+                self._control.end()
+        finally:  # once more, for an interruption may have come in between
+            self._control.end()
+            _set_running_loop(self._loop)
+
+    def _step_aside(self, step: Callable[[], T]) -> T:
+        """Take a step outside of the loop, as it were: so it may have a loop of its own, as a function may."""
+        try:
+            _set_running_loop(None)
+            return step()
+        finally:
+            _set_running_loop(self._loop)
+
+    def _send(self, run: Run, value: object) -> None:
+        run.credit -= 1
+        self._station.outlet.send(wire.encode(wire.Kind.VALUE, run.call, job.dumps(value, self._station.pickling)))
+
+
+def _failed(failure: bytes, run: Run) -> Answer:
+    return Answer(wire.Kind.FAILED, wrap(failure, (), wire.LARGEST), perf_counter_ns() - run.begun)
+
+
+async def map_chunk(function: Async[T], items: Iterable[Any]) -> list[T]:
+    """Await the function with each item, one after the other; the first exception ends the chunk."""
+    return [await function(item) for item in items]
+
+
+async def starmap_chunk(function: Async[T], items: Iterable[Iterable[Any]]) -> list[T]:
+    """Await the function with each item's elements, one after the other; the first exception ends the chunk."""
+    return [await function(*item) for item in items]
+
+
+async def each_of_chunk(function: Async[T], items: Iterable[Any]) -> list[T | failures.ItemFailure]:
+    """Await the function with each item; an exception takes the place of that item's value only."""
+    values: list[T | failures.ItemFailure] = []
+    task = asyncio.current_task()
+    for item in items:
+        try:
+            values.append(await function(item))
+        except CallInterrupted:
+            raise
+        except BaseException as error:
+            if task is not None and task.cancelling():  # it means the whole chunk
+                raise
+            values.append(failures.ItemFailure(failures.encode(error, HIDDEN)))
+    return values
