@@ -20,6 +20,16 @@ TESTS = Path(__file__).parent
 LONGEST = 45
 """Seconds that a busy machine may take to start one."""
 
+DASK = """
+import ctypes, os, runpy, signal, sys
+
+PR_SET_PDEATHSIG = 1
+ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+if os.getppid() == int(sys.argv.pop(1)):  # else it was gone before it could be asked for
+    runpy.run_module("dask", run_name="__main__", alter_sys=True)
+"""
+"""The command, which is killed when the process ends that has started it; its workers see that, and end, too."""
+
 
 class Command:
     """A ``dask`` command that runs, in a session of its own."""
@@ -27,7 +37,7 @@ class Command:
     def __init__(self, *arguments: str) -> None:
         environment = {**os.environ, "PYTHONPATH": str(TESTS), "PYTHONWARNINGS": ""}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "dask", *arguments, "--host", "127.0.0.1", "--no-dashboard"],
+            [sys.executable, "-c", DASK, str(os.getpid()), *arguments, "--host", "127.0.0.1", "--no-dashboard"],
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8", env=environment,
             start_new_session=True,
         )  # fmt: skip
