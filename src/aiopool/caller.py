@@ -313,12 +313,12 @@ class Caller:
             TypeError: the function is no generator function.
         """
         function, positional, keywords = self._prepare(func, args, kwds)
+        if function.kind not in (CallKind.GENERATOR, CallKind.ASYNC_GENERATOR):
+            raise TypeError(f"func must be a generator function or an async generator function, not {func!r}")
         if not self._engine.backend.streams:
             raise NotImplementedError(
                 f"a pool on Dask cannot stream what {function.name} yields: return all of it, or use imap"
             )
-        if function.kind not in (CallKind.GENERATOR, CallKind.ASYNC_GENERATOR):
-            raise TypeError(f"func must be a generator function or an async generator function, not {func!r}")
         engine, limits = self._engine, self._limits._replace(retries=0)
         engine.admission.take(1)
         stream = Stream(engine.backend, function.name, self._buffersize)

@@ -13,7 +13,7 @@ from typing import Any
 from distributed import Client, Future, KilledWorker
 
 from .. import log_records, wire
-from ..calls import CANCELLED, Call, CallPhase, Outcome, Reply
+from ..calls import CANCELLED, Call, CallKind, CallPhase, Outcome, Reply
 from ..exceptions import AioPoolError, BrokenPool, CallTimeout, PoolNotRunning
 from ..hooks import CallStarted, WorkerLeft, WorkerStarted
 from ..phases import PoolPhase
@@ -51,6 +51,9 @@ PATIENCE = 5.0
 
 MOST_SUBMISSIONS = 5
 """How often a call is given to the cluster that has lost it, time and again, before a worker began it."""
+
+KINDS = {CallKind.FUNCTION: int(wire.Kind.CALL), CallKind.COROUTINE: int(wire.Kind.COROUTINE)}
+"""What workers are told of how to run a call."""
 
 
 class ClusterBackend:
@@ -188,6 +191,7 @@ class ClusterBackend:
             columns = (
                 [entry.call.id for entry in together],
                 [entry.tries_left for entry in together],
+                [KINDS[entry.call.kind] for entry in together],
                 [packed(entry.call.payload) for entry in together],
             )
             with large_graphs():
@@ -213,7 +217,7 @@ class ClusterBackend:
             return
         with large_graphs():
             future = client.submit(
-                run_call, entry.call.id, entry.tries_left, packed(payload.payload), *scattered,
+                run_call, entry.call.id, entry.tries_left, KINDS[entry.call.kind], packed(payload.payload), *scattered,
                 token=self._token, shares=[share.id for share in shares], key=self._ledger.submitted(entry),
                 pure=False, fifo_timeout="0 s",
             )  # fmt: skip

@@ -32,7 +32,7 @@ class Packed:
         """Pack a payload."""
         return cls([payload] if isinstance(payload, bytes) else payload.parts())
 
-    def frame(self, kind: wire.Kind, number: int) -> wire.Frame:
+    def frame(self, kind: int, number: int) -> wire.Frame:
         """Return it as a message that has come."""
         pickled, *buffers = [memoryview(part) for part in self.parts]
         return wire.Frame(kind, 0, number, pickled, buffers)

@@ -24,16 +24,21 @@ from distributed import Scheduler, SchedulerPlugin, Worker, WorkerPlugin, get_wo
 
 from .. import failures, sharing, wire
 from ..pickling import Pickling
-from ..worker import current, job
+from ..worker import current, job, tasks
 from ..worker.logs import ForwardingHandler
 from ..worker.main import Initializer, PickledInitializer
 from .dask_crossing import Answer, Answered, Packed, UnfitError
+from .inline import Undisturbed
 
 __all__ = ["Desk", "Site", "run_call", "share_key", "stacks_here"]
 
 
 DOOR = "aiopool"
 """What messages of all pools are called. Who has heard of it does not forget it: an unknown one ends a connection."""
+
+
+RUN = {wire.Kind.CALL: job.run, wire.Kind.COROUTINE: tasks.run}
+"""What runs a call, by its kind."""
 
 
 # At the scheduler.
@@ -180,25 +185,8 @@ def _hear(scheduler: Scheduler, worker: str, pool: str, what: str, **message: An
 # In a worker.
 
 
-class ThreadsCall(threading.local):
+class ThreadsCall(Undisturbed, threading.local):
     """Knows which call runs in a thread; none can be interrupted. See `aiopool.worker.control.Control`."""
-
-    current: int | None = None
-    interrupted = None
-
-    def begin(self, call: int) -> None:
-        """From now on this call runs."""
-        self.current = call
-
-    def end(self) -> None:
-        """No call runs."""
-        self.current = None
-
-    def hold(self) -> None:
-        """Nothing can come between."""
-
-    def resume(self) -> None:
-        """Go on."""
 
 
 class Stream:
@@ -269,7 +257,8 @@ class Site(WorkerPlugin):
         """Run the initializer; return its failure."""
         try:
             with current.being_in_thread(self.station):
-                self._initializer.run()
+                if (coroutine := self._initializer.run()) is not None:
+                    asyncio.run(coroutine)
         except BaseException as error:  # noqa: BLE001 - whatever it raises, the pool is to hear of it
             return failures.encode(error, (__file__,))
         return None
@@ -289,7 +278,7 @@ class Site(WorkerPlugin):
         if finish in ("released", "forgotten") and (share := share_in_key(self.name, key)) is not None:
             sharing.drop(share)
 
-    def run(self, call: int, retries: int, packed: Packed, shares: Mapping[int, Packed]) -> Answer:
+    def run(self, call: int, retries: int, kind: int, packed: Packed, shares: Mapping[int, Packed]) -> Answer:
         """Run a call, if the desk says so. In one of the worker's threads."""
         if not self._claim(call, retries):
             return Answer(Answered.REFUSED, Packed([b""]))
@@ -301,16 +290,16 @@ class Site(WorkerPlugin):
         self.running[threading.get_ident()] = call
         try:
             with current.being_in_thread(self.station):
-                answer = job.run(packed.frame(wire.Kind.CALL, call), self.station.control, self._pickling)
+                answer = RUN[wire.Kind(kind)](packed.frame(kind, call), self.station.control, self._pickling)
         finally:
             del self.running[threading.get_ident()]
         self.station.calls += 1
-        kind = Answered.RESULT if answer.kind == wire.Kind.RESULT else Answered.FAILED
+        answered = Answered.RESULT if answer.kind == wire.Kind.RESULT else Answered.FAILED
         if isinstance(answer.payload, bytes):
-            told = {"kind": kind.value, "nanoseconds": answer.nanoseconds, "payload": answer.payload}
+            told = {"kind": answered.value, "nanoseconds": answer.nanoseconds, "payload": answer.payload}
             self._stream.put(what="answered", call=call, **told)
             return Answer(Answered.TOLD, Packed([b""]))
-        return Answer(kind, Packed.of(answer.payload), answer.nanoseconds)
+        return Answer(answered, Packed.of(answer.payload), answer.nanoseconds)
 
     def _claim(self, call: int, retries: int) -> bool:
         """Ask the desk for a call, and wait for what it says."""
@@ -349,13 +338,13 @@ def share_in_key(token: str, key: object) -> int | None:
 
 
 def run_call(
-    call: int, retries: int, packed: Packed, *shared: Packed, token: str, shares: Sequence[int] = ()
+    call: int, retries: int, kind: int, packed: Packed, *shared: Packed, token: str, shares: Sequence[int] = ()
 ) -> Answer:
     """Run a call: what a task is made of."""
     site = get_worker().plugins.get(token)
     if not isinstance(site, Site):
         return Answer(Answered.REFUSED, Packed([b""]))  # the pool has ended
-    return site.run(call, retries, packed, dict(zip(shares, shared, strict=True)))
+    return site.run(call, retries, kind, packed, dict(zip(shares, shared, strict=True)))
 
 
 def stacks_here(token: str, dask_worker: Worker) -> dict[int, list[traceback.FrameSummary]]:

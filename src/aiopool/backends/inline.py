@@ -22,7 +22,7 @@ from ..worker.inbox import take_share
 from ..worker.tasks import Tasks
 from .handles import End, Observer, Setup
 
-__all__ = ["Inline", "InlineWorker", "References"]
+__all__ = ["Inline", "InlineWorker", "References", "Undisturbed"]
 
 KILLED = -9
 """Exit code of a worker that is ended by the pool."""
