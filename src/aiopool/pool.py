@@ -167,33 +167,26 @@ class AioPool(Lifecycle, Caller):
         idling = find_idling(idle_timeout, min_processes, seats)
         runs: Backend
         if elsewhere is not None:
-            others = {
-                "maxtasksperchild": maxtasksperchild,
-                "context": context,
-                "cancel_grace": cancel_grace or None,
-                "concurrency": None if concurrency == 1 else concurrency,
-                "loop_factory": loop_factory,
-                "max_memory_per_child": max_memory_per_child,
-                "max_age": max_age,
-                "recycle_jitter": recycle_jitter or None,
-                "idle_timeout": idle_timeout,
-                "min_processes": min_processes,
-                "thread_limit": thread_limit,
-            }
-            given = {name: value for name, value in others.items() if value is not None}
-            runs = elsewhere.make(Wanted(processes, initialize, pickling, patience, forward_logs, watchers, given))
+            others = not_default(
+                maxtasksperchild=(maxtasksperchild, None),
+                context=(context, None),
+                cancel_grace=(cancel_grace, 0),
+                concurrency=(concurrency, 1),
+                loop_factory=(loop_factory, None),
+                max_memory_per_child=(max_memory_per_child, None),
+                max_age=(max_age, None),
+                recycle_jitter=(recycle_jitter, 0),
+                idle_timeout=(idle_timeout, None),
+                min_processes=(min_processes, None),
+                thread_limit=(thread_limit, None),
+            )
+            runs = elsewhere.make(Wanted(processes, initialize, pickling, patience, forward_logs, watchers, others))
         else:
+            levels = log_records.levels if forward_logs else no_levels
+            setup = Setup(start_method, initialize, memory, levels, pickling, {}, looping)
             runs = LocalBackend(
                 seats,
-                lambda seats: Setup(
-                    start_method,
-                    initialize,
-                    memory,
-                    log_records.levels if forward_logs else lambda: None,
-                    pickling,
-                    thread_variables(threads, max(1, cpus // seats)),
-                    looping,
-                ),
+                partial(with_variables, setup, threads, cpus),
                 policy,
                 grace=grace,
                 start_timeout=patience,
@@ -265,6 +258,20 @@ class AioPool(Lifecycle, Caller):
                 "this pool's pickler has no dumps with buffer_callback, as pickle has it: nothing can be shared"
             )
         return Shared(self._backend.share(self._engine.packer.pack_value(value)))
+
+
+def not_default(**arguments: tuple[object, object]) -> dict[str, object]:
+    """Return the arguments that are not what they are by default, by their names."""
+    return {name: value for name, (value, default) in arguments.items() if value != default}
+
+
+def with_variables(setup: Setup, threads: int | None, cpus: int, seats: int) -> Setup:
+    """Return what workers are like in a pool of so many seats."""
+    return setup._replace(variables=thread_variables(threads, max(1, cpus // seats)))
+
+
+def no_levels() -> None:
+    """Want no log records."""
 
 
 def find_idling(timeout: float | None, minimum: int | None, processes: int) -> IdlePolicy:
