@@ -85,6 +85,9 @@ def _calls() -> Iterable[Line]:
     yield Line("imap", "imap of 5,000 items, chunksize 1", "items/s", True, work.imap, FIVEFOLD,
                needs=frozenset({"imap"}),
                limit=limits.bare_calls(5000), limit_title="bare futures, pickles and sockets")  # fmt: skip
+    yield Line("dask", "map of 20,000 items of 1 ms CPU on a cluster of Dask", "items/s", True, work.dask_map,
+               (Target(LIMIT_OF_MACHINE, 0.9),), alone=True,
+               limit=work.dask_client, limit_title="Dask's own client.map and gather")  # fmt: skip
 
 
 def _coroutines() -> Iterable[Line]:

@@ -18,9 +18,9 @@ from .limits import ARRAY_BYTES
 from .peers import NotThere, Peer
 
 __all__ = [
-    "Work", "bare_cpu", "bare_lag", "burst", "busy_burst", "cancel", "coroutine_round_trip", "coroutines", "idle",
-    "imap", "loop_lag", "map_", "payload_in", "payload_out", "plain_call", "queue", "recycle", "round_trip", "share",
-    "share_copies", "start", "start_and_exit", "stream", "worker_memory",
+    "Work", "bare_cpu", "bare_lag", "burst", "busy_burst", "cancel", "coroutine_round_trip", "coroutines",
+    "dask_client", "dask_map", "idle", "imap", "loop_lag", "map_", "payload_in", "payload_out", "plain_call", "queue",
+    "recycle", "round_trip", "share", "share_copies", "start", "start_and_exit", "stream", "worker_memory",
 ]  # fmt: skip
 
 
@@ -32,6 +32,8 @@ Work = Callable[[Cell], Coroutine[Any, Any, float]]
 
 BUSY = 0.0001
 """Seconds of CPU that a short call needs."""
+
+MILLISECOND = 0.001
 
 PATIENCE = 2.0
 """Seconds after which a line that repeats one call has repeated it often enough."""
@@ -152,6 +154,46 @@ def recycle(every: int) -> Work:
         return count / seconds
 
     return work
+
+
+# On a cluster.
+
+
+def _cluster() -> Any:
+    try:
+        from distributed import LocalCluster
+    except ImportError:
+        raise NotThere("no distributed") from None
+    return LocalCluster(
+        n_workers=WORKERS, threads_per_worker=1, dashboard_address="127.0.0.1:0", asynchronous=True, silence_logs=50
+    )
+
+
+def _milliseconds(cell: Cell) -> list[float]:
+    return [MILLISECOND] * cell.count(20_000, 20)
+
+
+async def dask_map(cell: Cell) -> float:
+    """Return the items a second of a map on a cluster of Dask, each of which computes for a millisecond."""
+    items = _milliseconds(cell)
+    async with _cluster() as cluster:
+        from aiopool import AioPool
+        from aiopool.backends.dask import DaskBackend
+
+        async with AioPool(backend=DaskBackend(cluster)) as pool:
+            await pool.map(jobs.busy, items[:20])
+            return len(items) / await clocked(lambda: pool.map(jobs.busy, items))
+
+
+async def dask_client(cell: Cell) -> float:
+    """Return the same for Dask's own map, a task for each item, and gather."""
+    items = _milliseconds(cell)
+    async with _cluster() as cluster:
+        from distributed import Client
+
+        async with Client(cluster, asynchronous=True) as client:
+            await client.gather(client.map(jobs.busy, items[:20], pure=False))
+            return len(items) / await clocked(lambda: client.gather(client.map(jobs.busy, items, pure=False)))
 
 
 # Coroutines and streams.

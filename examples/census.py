@@ -19,6 +19,7 @@ from tqdm.asyncio import tqdm
 
 from aiopool import AioPool
 
+OWN_CLUSTER = "one of its own"
 LONGEST = 10
 LEFT_OUT = {"site-packages"}
 INTERRUPTED = 130  # what a shell calls a program that Ctrl-C has ended
@@ -113,9 +114,18 @@ def python_files(folder: Path) -> list[Path]:
     return sorted(file for file in files if file.is_file())
 
 
-async def survey_all(files: list[Path], processes: int | None) -> list[Report]:
+def make_pool(processes: int | None, cluster: str | None) -> AioPool:
+    """Return a pool of worker processes, or one on a cluster of Dask, whose machines see the same files."""
+    if cluster is None:
+        return AioPool(processes)
+    from aiopool.backends.dask import DaskBackend  # noqa: PLC0415 - needs the extra dask
+
+    return AioPool(processes, backend=DaskBackend(None if cluster == OWN_CLUSTER else cluster))
+
+
+async def survey_all(files: list[Path], processes: int | None, cluster: str | None) -> list[Report]:
     """Survey the files in worker processes; show the progress."""
-    async with AioPool(processes) as pool:
+    async with make_pool(processes, cluster) as pool:
         chunksize = max(1, min(LARGEST_CHUNK, len(files) // (CHUNKS_PER_WORKER * pool.processes)))
         reports = pool.imap_unordered(survey, files, chunksize)
         return [report async for report in tqdm(reports, "with the pool", len(files), unit=" files")]
@@ -161,6 +171,10 @@ def arguments() -> argparse.ArgumentParser:
     stdlib = Path(sysconfig.get_path("stdlib"))
     parser.add_argument("folder", type=Path, nargs="?", default=stdlib, help="default: the standard library")
     parser.add_argument("--processes", type=positive, metavar="N", help="how many workers (default: one for each CPU)")
+    parser.add_argument(
+        "--dask", metavar="ADDRESS", nargs="?", const=OWN_CLUSTER,
+        help="run on the cluster of Dask whose scheduler is there, or on one of this machine's (pip install '.[dask]')",
+    )  # fmt: skip
     parser.add_argument("--no-compare", action="store_true", help="skip the same work without the pool")
     return parser
 
@@ -169,13 +183,15 @@ def main() -> None:
     """Take the census; then do the same work without the pool."""
     parser = arguments()
     options = parser.parse_args()
+    if options.dask not in (None, OWN_CLUSTER) and options.processes is not None:
+        parser.error("a cluster has as many workers as it has: --processes is not for --dask ADDRESS")
     if not options.folder.is_dir():
         parser.error(f"there is no folder {options.folder}")
     files = python_files(options.folder)
     if not files:
         parser.error(f"there is no Python file below {options.folder}")
     begin = time.perf_counter()
-    reports = asyncio.run(survey_all(files, options.processes))
+    reports = asyncio.run(survey_all(files, options.processes, options.dask))
     with_pool = time.perf_counter() - begin
     print_report(summary(reports), options.folder)
     print(f"\nTime with the pool:    {with_pool:8.2f} s", flush=True)

@@ -66,8 +66,15 @@ def start_method(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+helpers: set[int] = set()
+"""Programs that several tests have in common, such as a cluster; whoever has started one sees that it goes."""
+
+
 def processes() -> dict[int, str]:
-    """Return what descends from this process, zombies included, and the running orphans of its session."""
+    """Return what descends from this process, zombies included, and the running orphans of its session.
+
+    What descends from a helper is left out: it may start others at any time.
+    """
     parents, found = {}, {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
@@ -85,8 +92,8 @@ def processes() -> dict[int, str]:
 
 
 def descends(pid: int, parents: dict[int, int]) -> bool:
-    """Whether a process is a child of this one, or a child's child."""
-    while pid in parents and pid != os.getpid():
+    """Whether a process is a child of this one, or a child's child, and no helper's."""
+    while pid in parents and pid not in helpers and pid != os.getpid():
         pid = parents[pid]
         if pid == os.getpid():
             return True

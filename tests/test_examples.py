@@ -258,6 +258,14 @@ def test_ctrl_c_ends_the_comparison_quietly_too(tmp_path: Path) -> None:
     assert "Warning" not in errors
 
 
+def test_the_census_is_the_same_on_a_cluster() -> None:
+    """One that the program starts, with the main module's functions."""
+    here = output_of("census.py", REAL_FOLDER, "--no-compare", "--processes", "2")
+    there = run("census.py", REAL_FOLDER, "--no-compare", "--processes", "2", "--dask")
+    assert there.returncode == 0, there.stderr
+    assert without_times(there.stdout) == without_times(here)
+
+
 # The crawl.
 
 

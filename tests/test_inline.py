@@ -302,7 +302,9 @@ def test_a_forgotten_pool_is_warned_of(backend: Any) -> None:
 @pytest.mark.parametrize("odd", ["threads", None, Inline])
 def test_an_unknown_backend_is_refused(odd: Any) -> None:
     """With its value."""
-    with pytest.raises(ValueError, match=r"backend must be 'local', 'inline' or an aiopool\.Inline, not"):
+    with pytest.raises(
+        ValueError, match=r"backend must be 'local', 'inline', an aiopool\.Inline or a DaskBackend, not"
+    ):
         AioPool(1, backend=odd)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextvars import copy_context
@@ -22,7 +23,7 @@ from .arguments import (
     seconds,
 )
 from .backends.base import Backend
-from .calls import Call, CallKind, Limits, Outcome
+from .calls import Call, CallKind, Limits, Outcome, Pace
 from .carrying import Around
 from .executor import PoolExecutor
 from .lifecycle import Guard
@@ -57,6 +58,9 @@ AWAITED: dict[Callable[..., Any], Callable[..., Any]] = {
     job.each_of_chunk: tasks.each_of_chunk,
 }
 """What calls a coroutine function with each item of a chunk, by what does so with a function."""
+
+IMMEASURABLE = 1e-9
+"""Seconds below which no call is told from none."""
 
 
 class Engine(NamedTuple):
@@ -305,6 +309,7 @@ class Caller:
             kwds: its keyword arguments.
 
         Raises:
+            NotImplementedError: the pool is on Dask.
             NotPicklable: the function or an argument cannot be pickled.
             PoolNotRunning: the pool is not started, or closed.
             PoolFull: ``max_pending`` calls wait already.
@@ -313,6 +318,10 @@ class Caller:
         function, positional, keywords = self._prepare(func, args, kwds)
         if function.kind not in (CallKind.GENERATOR, CallKind.ASYNC_GENERATOR):
             raise TypeError(f"func must be a generator function or an async generator function, not {func!r}")
+        if not self._engine.backend.streams:
+            raise NotImplementedError(
+                f"a pool on Dask cannot stream what {function.name} yields: return all of it, or use imap"
+            )
         engine, limits = self._engine, self._limits._replace(retries=0)
         engine.admission.take(1)
         stream = Stream(engine.backend, function.name, self._buffersize)
@@ -619,7 +628,7 @@ class Caller:
 
         def begin(items: list[Any]) -> None:
             self._engine.guard.check_usable()
-            size = self._size_of_chunks(len(items), chunksize, limits, kind)
+            size = self._size_of_chunks(len(items), chunksize, limits, kind, packer.pace_of(func))
             waits = wait and admission.limited
             if not waits:
                 admission.take(-(-len(items) // size))
@@ -644,12 +653,15 @@ class Caller:
             begin(list(iterate_input(iterable)))
         return result
 
-    def _size_of_chunks(self, items: int, chunksize: int | None, limits: Limits, kind: CallKind) -> int:
+    def _size_of_chunks(self, items: int, chunksize: int | None, limits: Limits, kind: CallKind, pace: Pace) -> int:
         if chunksize is not None:
             return chunksize
         if limits.timeout is not None or kind is CallKind.COROUTINE:
             return 1
-        return self._engine.policy.chunksize(-(-items // (self._engine.backend.seats * CHUNKS_PER_WORKER)) or 1)
+        backend = self._engine.backend
+        even = -(-items // (backend.seats * CHUNKS_PER_WORKER)) or 1
+        worthwhile = math.ceil(backend.shortest_chunk / max(pace.seconds, IMMEASURABLE))
+        return self._engine.policy.chunksize(max(even, min(worthwhile, items)))
 
     def _make_chunks(
         self,
@@ -693,9 +705,9 @@ class Caller:
         self._engine.guard.check_usable()
         check_callable("func", func)
         at_least_one("chunksize", chunksize)
+        optional(at_least_one, "buffersize", buffersize)
         awaited, backend = kind_of(func) is CallKind.COROUTINE, self._engine.backend
-        places = backend.seats * (backend.concurrency if awaited else 1)
-        ahead = CHUNKS_AHEAD * places if buffersize is None else at_least_one("buffersize", buffersize)
+        ahead = CHUNKS_AHEAD * (backend.concurrency if awaited else 1)
         source = iterable if isinstance(iterable, AsyncIterable) else iterate_input(iterable)
         packer = self._engine.packer
         packer.find(func)  # one that cannot travel is an error of this line
@@ -713,7 +725,7 @@ class Caller:
             runner.name,
             lambda items, finish: context.run(make, items, finish),
             chunksize=chunksize,
-            buffersize=ahead,
+            buffersize=lambda: ahead * backend.seats if buffersize is None else buffersize,
             ordered=ordered,
             left=length_of(iterable),
         )

@@ -79,7 +79,7 @@ class PoolTerminated(AioPoolError):  # noqa: N818 - the contract's name
 
 
 class BrokenPool(AioPoolError):  # noqa: N818 - the contract's name
-    """Replacements for dead workers kept dying, so the pool gave up; the last cause is ``__cause__``."""
+    """Replacements for dead workers kept dying, so the pool gave up; or its cluster is gone. See ``__cause__``."""
 
 
 class InitializerError(AioPoolError):

@@ -224,4 +224,7 @@ def _unpickled(pickled: bytes | None) -> BaseException | None:
         raise  # somebody at the keyboard, not the pickle
     except BaseException:  # noqa: BLE001 - the user's __init__ or __setstate__; the text is delivered instead
         return None
-    return error if isinstance(error, BaseException) else None
+    if not isinstance(error, BaseException):
+        return None
+    # Where tblib is, exceptions take their tracebacks along, of frames that the worker's text leaves out.
+    return BaseException.with_traceback(error, None)

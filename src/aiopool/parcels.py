@@ -87,6 +87,14 @@ class Parcel:
 
     __del__ = close
 
+    def parts(self) -> list[memoryview]:
+        """Return the parts, which the caller may write to: for where the memory itself cannot be passed on."""
+        if self.descriptor is None:
+            content = memoryview(bytearray(self.content))
+        else:
+            content = self.view(os.dup(self.descriptor), mmap.ACCESS_COPY)
+        return parts_of(content, self.lengths)
+
     @staticmethod
     def view(descriptor: int, access: int) -> memoryview:
         """Return the content of a parcel that has come, and close the descriptor. What is only read is not copied."""

@@ -24,6 +24,7 @@ from .arguments import (
     seconds,
 )
 from .backends import start_methods
+from .backends.base import Backend, Elsewhere, Wanted
 from .backends.handles import Setup
 from .backends.inline import Inline, InlineWorker, References
 from .backends.local import LocalBackend
@@ -106,7 +107,7 @@ class AioPool(Lifecycle, Caller):
             keeps the limit that it has.
         hooks: objects with a method ``on_event`` that is called with each of the pool's events; see `aiopool.Hook`.
         backend: what runs the calls: ``"local"``, workers on this machine; ``"inline"`` or an `aiopool.Inline`, this
-            process, for tests, breakpoints and mocks.
+            process, for tests, breakpoints and mocks; an `aiopool.backends.dask.DaskBackend`, a cluster of Dask.
 
     Raises:
         ValueError: a number is out of its range, or the start method unknown.
@@ -139,15 +140,16 @@ class AioPool(Lifecycle, Caller):
         pickler: Pickler | None = None,
         thread_limit: int | None = None,
         hooks: Iterable[Hook] = (),
-        backend: Literal["local", "inline"] | Inline = "local",
+        backend: Literal["local", "inline"] | Inline | Elsewhere = "local",
     ) -> None:
         cpus = usable_cpus()
         seats = cpus if processes is None else at_least_one("processes", processes)
         if initializer is not None:
             check_callable("initializer", initializer)
         modules = module_names("preload", preload)
-        inline = find_inline(backend)
-        pickling = find_pickling(pickler, inline)
+        elsewhere = backend if isinstance(backend, Elsewhere) else None
+        inline = None if isinstance(backend, Elsewhere) else find_inline(backend)
+        pickling = find_pickling(pickler if elsewhere is None else pickler or elsewhere.pickler, inline)
         watchers = Hooks(iterate("hooks", hooks))
         carrier = Carrier(iterate("context_vars", context_vars))
         start_method = find_context(context)
@@ -162,25 +164,39 @@ class AioPool(Lifecycle, Caller):
         looping = find_looping(concurrency, loop_factory)
         memory = optional(at_least_one, "max_memory_per_child", max_memory_per_child)
         threads = optional(at_least_one, "thread_limit", thread_limit)
-        runs = LocalBackend(
-            seats,
-            lambda seats: Setup(
-                start_method,
-                initialize,
-                memory,
-                log_records.levels if forward_logs else lambda: None,
-                pickling,
-                thread_variables(threads, max(1, cpus // seats)),
-                looping,
-            ),
-            policy,
-            grace=seconds("cancel_grace", cancel_grace, zero=True),
-            start_timeout=seconds("start_timeout", start_timeout),
-            idling=find_idling(idle_timeout, min_processes, seats),
-            hooks=watchers,
-            kind=WorkerProcess if inline is None else InlineWorker,
-        )
-        prepare = partial(start_methods.prepare, start_method, modules) if inline is None else _nothing
+        grace, patience = seconds("cancel_grace", cancel_grace, zero=True), seconds("start_timeout", start_timeout)
+        idling = find_idling(idle_timeout, min_processes, seats)
+        runs: Backend
+        if elsewhere is not None:
+            others = not_default(
+                maxtasksperchild=(maxtasksperchild, None),
+                context=(context, None),
+                cancel_grace=(cancel_grace, 0),
+                concurrency=(concurrency, 1),
+                loop_factory=(loop_factory, None),
+                max_memory_per_child=(max_memory_per_child, None),
+                max_age=(max_age, None),
+                recycle_jitter=(recycle_jitter, 0),
+                idle_timeout=(idle_timeout, None),
+                min_processes=(min_processes, None),
+                thread_limit=(thread_limit, None),
+            )
+            runs = elsewhere.make(Wanted(processes, initialize, pickling, patience, forward_logs, watchers, others))
+        else:
+            levels = log_records.levels if forward_logs else no_levels
+            setup = Setup(start_method, initialize, memory, levels, pickling, {}, looping)
+            runs = LocalBackend(
+                seats,
+                partial(with_variables, setup, threads, cpus),
+                policy,
+                grace=grace,
+                start_timeout=patience,
+                idling=idling,
+                hooks=watchers,
+                kind=WorkerProcess if inline is None else InlineWorker,
+            )
+        here = elsewhere is None and inline is None
+        prepare = partial(start_methods.prepare, start_method, modules) if here else _nothing
         Lifecycle.__init__(self, runs, prepare)
         packer = Packer(runs, carrier, pickling, watchers)
         admission = Admission(runs, optional(at_least_one, "max_pending", max_pending))
@@ -258,6 +274,20 @@ class AioPool(Lifecycle, Caller):
         return Shared(self._backend.share(self._engine.packer.pack_value(value)))
 
 
+def not_default(**arguments: tuple[object, object]) -> dict[str, object]:
+    """Return the arguments that are not what they are by default, by their names."""
+    return {name: value for name, (value, default) in arguments.items() if value != default}
+
+
+def with_variables(setup: Setup, threads: int | None, cpus: int, seats: int) -> Setup:
+    """Return what workers are like in a pool of so many seats."""
+    return setup._replace(variables=thread_variables(threads, max(1, cpus // seats)))
+
+
+def no_levels() -> None:
+    """Want no log records."""
+
+
 def find_idling(timeout: float | None, minimum: int | None, processes: int) -> IdlePolicy:
     """Return which workers go that have nothing to do, or raise TypeError or ValueError."""
     optional(seconds, "idle_timeout", timeout)
@@ -282,7 +312,7 @@ def find_inline(backend: str | Inline) -> Inline | None:
     if isinstance(backend, Inline):
         return backend
     if backend not in ("local", "inline"):
-        raise ValueError(f"backend must be 'local', 'inline' or an aiopool.Inline, not {backend!r}")
+        raise ValueError(f"backend must be 'local', 'inline', an aiopool.Inline or a DaskBackend, not {backend!r}")
     return Inline() if backend == "inline" else None
 
 

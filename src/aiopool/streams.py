@@ -54,7 +54,7 @@ class Window(Source):
         name: of the user's function.
         make: makes the call for a chunk's items, which ends with the function that it is given.
         chunksize: items in a chunk.
-        buffersize: chunks in the window.
+        buffersize: returns how many chunks may be in the window at present.
         ordered: whether they are handed out in the order of the input.
         left: how many values there will be, or None if the input does not tell.
     """
@@ -67,7 +67,7 @@ class Window(Source):
         make: Callable[[list[Any], Callable[[Outcome], None]], Call],
         *,
         chunksize: int,
-        buffersize: int,
+        buffersize: Callable[[], int],
         ordered: bool,
         left: int | None = None,
     ) -> None:
@@ -110,7 +110,7 @@ class Window(Source):
 
     def _fill(self) -> None:
         """Take chunks from an ordinary iterable while there is room."""
-        while self._items is not None and len(self._chunks) < self._buffersize:
+        while self._items is not None and len(self._chunks) < self._buffersize():
             try:
                 items = list(islice(self._items, self._chunksize))
             except Exception as error:  # noqa: BLE001 - of the user's iterator: raised in its turn
@@ -169,7 +169,7 @@ class Window(Source):
             self._submit(items)
 
     async def _until_room(self) -> None:
-        while len(self._chunks) >= self._buffersize:
+        while len(self._chunks) >= self._buffersize():
             self._room.clear()
             await self._room.wait()
 

@@ -39,6 +39,7 @@ from __future__ import annotations
 
 import enum
 import mmap
+import os
 import socket
 import struct
 from collections.abc import Sequence
@@ -49,7 +50,7 @@ from .sharing import CallPayload, Sharing
 
 __all__ = [
     "Decoder", "Frame", "Kind", "Packet", "WireError",
-    "call_of", "encode", "function_part", "is_bare", "packets", "receive", "send", "unpack_call",
+    "call_of", "encode", "frames_of", "function_part", "is_bare", "packets", "receive", "send", "unpack_call",
 ]  # fmt: skip
 
 HEADER = struct.Struct("<BBQQQ")
@@ -288,3 +289,18 @@ class Decoder:
         except ValueError as error:
             raise WireError(f"a parcel of {len(content)} bytes has no parts of {self._lengths} bytes") from error
         return Frame(*self._head, payload, buffers)
+
+
+def frames_of(packets: Sequence[Packet]) -> list[Frame]:
+    """Return the messages that these packets are, as if they had come through a channel."""
+    decoder, frames = Decoder(), list[Frame]()
+    for packet in packets:
+        frame: Frame | None
+        if isinstance(packet, Parcel):
+            frame = decoder.attached([os.dup(packet.descriptor or 0)])
+        else:
+            decoder.space()[: len(packet)] = packet
+            frame = decoder.filled(len(packet))
+        if frame is not None:
+            frames.append(frame)
+    return frames

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import abc
 import asyncio
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol
 
 from ..calls import Call
 from ..exceptions import AioPoolError
+from ..hooks import Hooks
 from ..phases import PoolPhase
-from ..pickling import Pickling
+from ..pickling import Pickler, Pickling
 from ..sharing import CallPayload, Share
 from ..stacks import WorkerStack
 from ..stats import PoolStats
+from ..worker.main import Initializer
 
-__all__ = ["Backend", "Remains", "in_loop"]
+__all__ = ["Backend", "Elsewhere", "Remains", "Wanted", "in_loop"]
 
 
 def in_loop(loop: asyncio.AbstractEventLoop) -> bool:
@@ -58,8 +61,14 @@ class Backend(Protocol):
     pickling: Pickling
     """How what it is given is pickled, and what it answers."""
 
+    shortest_chunk: float
+    """Seconds that an automatic chunk should take at least, as far as is known; 0 if a call costs next to nothing."""
+
     concurrency: int
     """How many coroutines may run at once in each seat."""
+
+    streams: bool
+    """Whether calls may yield values."""
 
     @property
     def phase(self) -> PoolPhase:
@@ -156,3 +165,36 @@ class Backend(Protocol):
     def describe(self) -> str:
         """Return the state in a few words, for a repr."""
         ...
+
+
+class Wanted(NamedTuple):
+    """What a pool is to be like that runs elsewhere: as its user has said, and as it has been checked.
+
+    Attributes:
+        processes: how many workers, or None if that was not said.
+        initializer: to be run in each worker first.
+        pickling: how calls and their outcomes are pickled.
+        start_timeout: seconds that the start may take.
+        forward_logs: whether log records of workers are for this process's handlers.
+        hooks: told what happens.
+        others: all other arguments that are not what they are by default, by their names.
+    """
+
+    processes: int | None
+    initializer: Initializer
+    pickling: Pickling
+    start_timeout: float
+    forward_logs: bool
+    hooks: Hooks
+    others: Mapping[str, object]
+
+
+class Elsewhere(abc.ABC):
+    """Says where a pool's calls run, if neither on this machine nor in this process; an argument of `AioPool`."""
+
+    pickler: Pickler | None = None
+    """Takes the place of pickle in pools that are given no other."""
+
+    @abc.abstractmethod
+    def make(self, wanted: Wanted) -> Backend:
+        """Return a backend for a pool, or raise ValueError for what cannot be had there."""

@@ -10,20 +10,19 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 import weakref
 from collections import deque
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from .. import failures, sharing, wire
-from ..parcels import Parcel, wrap
+from ..parcels import wrap
 from ..worker import current, job
 from ..worker.inbox import take_share
 from ..worker.tasks import Tasks
 from .handles import End, Observer, Setup
 
-__all__ = ["Inline", "InlineWorker", "References"]
+__all__ = ["Inline", "InlineWorker", "References", "Undisturbed"]
 
 KILLED = -9
 """Exit code of a worker that is ended by the pool."""
@@ -130,7 +129,7 @@ class InlineWorker:
             self._calls.append(packets)
             self._go_on()
         else:
-            for frame in _frames_of(packets):
+            for frame in wire.frames_of(packets):
                 self._share(frame)
 
     def _share(self, frame: wire.Frame) -> None:
@@ -144,7 +143,7 @@ class InlineWorker:
     def _run_next(self) -> None:
         """Run or begin one call; others in the loop have their turn before the next."""
         self._next = None
-        for frame in _frames_of(self._calls.popleft()):
+        for frame in wire.frames_of(self._calls.popleft()):
             if frame.kind <= wire.Kind.TIMED:
                 with current.being(self._station):
                     answer = job.run(frame, self._station.control, self._setup.pickling)
@@ -163,7 +162,7 @@ class InlineWorker:
     def tell(self, packets: Sequence[wire.Packet]) -> None:
         """Have the pool receive a message."""
         if not self._over and (observer := self._observer()) is not None:
-            observer.received(self.number, _frames_of(packets))
+            observer.received(self.number, wire.frames_of(packets))
 
     def take_back(self) -> list[wire.Packet]:
         """Return the packets of calls that have not begun, and never will here."""
@@ -268,18 +267,3 @@ class Reporting:
     def send(self, packets: Sequence[wire.Packet]) -> None:
         """Have the pool receive a message."""
         self._worker.tell(packets)
-
-
-def _frames_of(packets: Sequence[wire.Packet]) -> list[wire.Frame]:
-    """Return the messages that these packets are, as if they had come through a channel."""
-    decoder, frames = wire.Decoder(), list[wire.Frame]()
-    for packet in packets:
-        frame: wire.Frame | None
-        if isinstance(packet, Parcel):
-            frame = decoder.attached([os.dup(packet.descriptor or 0)])
-        else:
-            decoder.space()[: len(packet)] = packet
-            frame = decoder.filled(len(packet))
-        if frame is not None:
-            frames.append(frame)
-    return frames

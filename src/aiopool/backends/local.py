@@ -61,6 +61,8 @@ class LocalBackend:
     """
 
     loop: asyncio.AbstractEventLoop
+    shortest_chunk: float = 0.0
+    streams: bool = True
 
     def __init__(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Generator
 from contextvars import ContextVar
 from typing import NamedTuple, Protocol
@@ -12,7 +13,10 @@ from .. import wire
 from ..parcels import wrap
 from ..pickling import Pickling
 
-__all__ = ["Calls", "CurrentWorker", "Station", "begin", "being", "current_worker", "on_loop", "report"]
+__all__ = [
+    "Calls", "CurrentWorker", "Station",
+    "begin", "being", "being_in_thread", "current_worker", "is_in_thread", "on_loop", "report",
+]  # fmt: skip
 
 on_loop: ContextVar[int | None] = ContextVar("on_loop", default=None)
 """The call that this code runs for, if that runs on the worker's loop."""
@@ -93,7 +97,18 @@ class Station:
         self.calls: int = 0
 
 
+class Thread(threading.local):
+    """What is known of a thread.
+
+    Attributes:
+        station: that of the call which runs in it, where a process runs several at a time.
+    """
+
+    station: Station | None = None
+
+
 _station: Station | None = None
+_thread = Thread()
 
 
 def begin(station: Station | None) -> None:
@@ -111,6 +126,21 @@ def being(station: Station) -> Generator[None, None, None]:
         yield
     finally:
         begin(before)
+
+
+@contextlib.contextmanager
+def being_in_thread(station: Station) -> Generator[None, None, None]:
+    """Have this thread be a worker for a moment; others may be others meanwhile."""
+    _thread.station = station
+    try:
+        yield
+    finally:
+        _thread.station = None
+
+
+def is_in_thread(station: Station) -> bool:
+    """Whether this thread is that worker now."""
+    return _thread.station is station
 
 
 def current_worker() -> CurrentWorker | None:
@@ -139,4 +169,5 @@ def report(value: object) -> None:
 
 
 def _present() -> Station | None:
-    return _station if _station is not None and _station.pid == os.getpid() else None
+    station = _thread.station or _station
+    return station if station is not None and station.pid == os.getpid() else None

@@ -10,12 +10,12 @@ from __future__ import annotations
 import logging
 import pickle
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from .. import wire
 from .outlet import Outlet
 
-__all__ = ["Extra", "Levels", "forward"]
+__all__ = ["Extra", "ForwardingHandler", "Levels", "forward"]
 
 PATIENCE = 1.0
 """Seconds that a record waits for the parent to read, before it and those after it are dropped."""
@@ -62,10 +62,18 @@ def forward(outlet: Outlet, levels: Levels) -> None:
     logging.root.addHandler(ForwardingHandler(outlet))
 
 
+class Patient(Protocol):
+    """Sends a message, or drops it if that takes too long; see `Outlet`."""
+
+    def send(self, packets: list[wire.Packet], patience: float, /) -> None:
+        """Send a message."""
+        ...
+
+
 class ForwardingHandler(logging.Handler):
     """Sends records to the parent."""
 
-    def __init__(self, outlet: Outlet) -> None:
+    def __init__(self, outlet: Patient) -> None:
         super().__init__()
         self._outlet = outlet
 

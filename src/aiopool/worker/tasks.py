@@ -17,10 +17,11 @@ from typing import Any, TypeVar
 from .. import failures, wire
 from ..exceptions import CallInterrupted
 from ..parcels import Payload, wrap
+from ..pickling import Pickling
 from . import current, job
 from .job import Answer
 
-__all__ = ["STREAMS", "Tasks", "each_of_chunk", "map_chunk", "starmap_chunk"]
+__all__ = ["STREAMS", "Tasks", "each_of_chunk", "map_chunk", "run", "starmap_chunk"]
 
 T = TypeVar("T")
 
@@ -237,6 +238,25 @@ class Tasks:
 
 def _failed(failure: bytes, run: Run) -> Answer:
     return Answer(wire.Kind.FAILED, wrap(failure, (), wire.LARGEST), perf_counter_ns() - run.begun)
+
+
+def run(frame: wire.Frame, control: current.Calls, pickling: Pickling) -> Answer:
+    """Do what a COROUTINE asks for, in a thread that has no loop: with one that ends with the call."""
+    control.begin(frame.call)
+    try:
+        return asyncio.run(_alone(Run(frame.call, 0), frame, pickling))
+    finally:
+        control.end()
+
+
+async def _alone(run: Run, frame: wire.Frame, pickling: Pickling) -> Answer:
+    try:
+        function, args, kwds = job.unpickled(frame.payload, frame.buffers, pickling)
+        del frame  # or a large payload would be kept for as long as it runs
+        payload = job.dumps(await function(*args, **kwds), pickling)
+    except BaseException as error:  # noqa: BLE001 - whatever it raises is its outcome, see `job.run`
+        return _failed(failures.encode(error, HIDDEN), run)
+    return Answer(wire.Kind.RESULT, payload, perf_counter_ns() - run.begun)
 
 
 async def map_chunk(function: Async[T], items: Iterable[Any]) -> list[T]:

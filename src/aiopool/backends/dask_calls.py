@@ -1,0 +1,614 @@
+"""A pool's calls in a cluster of Dask: the asyncio shell around the ledger and the client."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import uuid
+import weakref
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from functools import partial
+from typing import Any
+
+from distributed import Client, Future, KilledWorker
+
+from .. import log_records, wire
+from ..calls import CANCELLED, Call, CallKind, CallPhase, Outcome, Reply
+from ..exceptions import AioPoolError, BrokenPool, CallTimeout, PoolNotRunning
+from ..hooks import CallStarted, WorkerLeft, WorkerStarted
+from ..phases import PoolPhase
+from ..pickling import Pickling
+from ..sharing import CallPayload, Share, Sharing
+from ..stacks import WorkerStack
+from ..stats import PoolStats, Tally
+from .base import Wanted, in_loop
+from .dask_connection import Connection
+from .dask_crossing import Answer, Answered, Packed
+from .dask_parts import (
+    all_shares,
+    ask,
+    attend,
+    failed_start,
+    hear,
+    large_graphs,
+    packed,
+    retrieved,
+    stacks_of,
+    terminated,
+    unfit,
+)
+from .dask_site import Desk, Site, run_call, share_key, stacks_here
+from .ledger import Entry, Ledger
+from .reports import NANO, ended
+
+__all__ = ["ClusterBackend"]
+
+WORTHWHILE = 0.05
+"""Seconds that an automatic chunk should take at least: a task costs the cluster milliseconds, whatever it does."""
+
+PATIENCE = 5.0
+"""Seconds that the cluster has to answer when the pool ends, or asks what workers are doing."""
+
+MOST_SUBMISSIONS = 5
+"""How often a call is given to the cluster that has lost it, time and again, before a worker began it."""
+
+KINDS = {CallKind.FUNCTION: int(wire.Kind.CALL), CallKind.COROUTINE: int(wire.Kind.COROUTINE)}
+"""What workers are told of how to run a call."""
+
+
+class ClusterBackend:
+    """Runs calls in a cluster. See `aiopool.backends.base.Backend`.
+
+    Args:
+        connection: with the cluster; not open yet.
+        wanted: what the pool is to be like.
+        restart_cancelled: whether the worker of a call is restarted that is stopped while it runs.
+    """
+
+    loop: asyncio.AbstractEventLoop
+    shortest_chunk: float = WORTHWHILE
+    concurrency: int = 1
+    streams: bool = False
+    resting: bool = False
+
+    def __init__(self, connection: Connection, wanted: Wanted, *, restart_cancelled: bool) -> None:
+        connection.backend = weakref.ref(self)
+        self.pickling: Pickling = wanted.pickling
+        self.remains: Connection = connection
+        self._wanted = wanted
+        self._restart = restart_cancelled
+        self._tell = wanted.hooks.tell if wanted.hooks else None
+        self._token = f"aiopool0{uuid.uuid4().hex}"
+        self._ledger = Ledger(self._token)
+        self._tally = Tally()
+        self._futures: dict[int, Future[Answer]] = {}
+        self._following: dict[int, asyncio.Task[None]] = {}
+        self._outbox: list[Entry] = []
+        self._arrived: list[Entry] = []
+        self._shares: dict[int, tuple[weakref.ref[Share], asyncio.Future[Future[Packed]]]] = {}
+        self._notice: Callable[[], None] | None = None
+        self._timers: dict[int, asyncio.TimerHandle] = {}
+        self._open: asyncio.Future[None]
+        self._closed: asyncio.Future[None] | None = None
+        self._ending: asyncio.Task[None] | None = None
+        self._cause: BaseException | None = None
+
+    # What there is.
+
+    @property
+    def phase(self) -> PoolPhase:
+        """Where the pool stands."""
+        return self._ledger.phase
+
+    @property
+    def seats(self) -> int:
+        """How many calls the cluster runs at once at present; one that has no worker yet will get one for a call."""
+        return max(1, self._ledger.threads)
+
+    @property
+    def waiting(self) -> int:
+        """How many calls there are beyond those that the cluster can run at once."""
+        return self._ledger.waiting
+
+    @property
+    def idle(self) -> int:
+        """How many calls would be run at once if they came now."""
+        return self._ledger.idle
+
+    def watch(self, notice: Callable[[], None]) -> None:
+        """Have ``notice`` called after every change."""
+        self._notice = notice
+
+    def _changed(self) -> None:
+        if self._ledger.over():
+            self._leave()
+        if self._notice is not None:
+            self._notice()
+
+    # Beginning.
+
+    async def start(self) -> None:
+        """Connect, and run the initializer in each worker that is there; raise `InitializerError` if that fails."""
+        self.loop = asyncio.get_running_loop()
+        self._open, self._closed = self.loop.create_future(), self.loop.create_future()
+        self._ledger.move(PoolPhase.STARTING)
+        failure: Exception | None = None
+        try:
+            async with asyncio.timeout(self._wanted.start_timeout):
+                await self._enter(await self.remains.open())
+        except Exception as error:  # noqa: BLE001 - raised again, in other words
+            failure = failed_start(error)
+            self.terminate()
+            await self.join()
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure  # its traceback has this frame
+        if self.phase is PoolPhase.STARTING:
+            self._ledger.move(PoolPhase.RUNNING)
+            self._changed()
+
+    async def _enter(self, client: Client) -> None:
+        """Set up the desk and the sites."""
+        client.subscribe_topic(self._token, partial(hear, weakref.WeakMethod(self._heard)))
+        await client.register_plugin(Desk(self._token, client.id))
+        self._begin_task(attend(client, self._token, weakref.WeakMethod(self._scheduler_gone)))
+        wanted = self._wanted
+        site = Site(self._token, wanted.initializer, wanted.pickling, forward_logs=wanted.forward_logs)
+        await client.register_plugin(site)
+        await asyncio.wait([self._open])
+
+    def _begin_task(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = self.loop.create_task(coroutine)
+        self.remains.tasks.add(task)
+        task.add_done_callback(self.remains.tasks.discard)
+        return task
+
+    # Taking calls.
+
+    def submit(self, call: Call) -> None:
+        """Take a call. All that come in one turn of the loop are given to the cluster together."""
+        call.submitted = self.loop.time()
+        entry = self._ledger.accept(call)
+        if self.phase not in (PoolPhase.RUNNING, PoolPhase.CLOSING):
+            self._end(entry, terminated(call))
+            return
+        self._send(entry)
+        self._changed()
+
+    def _send(self, entry: Entry) -> None:
+        if not self._outbox:
+            self.loop.call_soon(self._flush)
+        self._outbox.append(entry)
+
+    def _flush(self) -> None:
+        outbox, self._outbox = self._outbox, []
+        waiting = [entry for entry in outbox if entry.call.phase is CallPhase.WAITING]
+        together = [entry for entry in waiting if not isinstance(entry.call.payload, Sharing)]
+        if together and (client := self.remains.client) is not None:
+            keys = [self._ledger.submitted(entry) for entry in together]
+            columns = (
+                [entry.call.id for entry in together],
+                [entry.tries_left for entry in together],
+                [KINDS[entry.call.kind] for entry in together],
+                [packed(entry.call.payload) for entry in together],
+            )
+            with large_graphs():
+                futures = client.map(run_call, *columns, key=keys, token=self._token, pure=False, fifo_timeout="0 s")
+            for entry, future in zip(together, futures, strict=True):
+                self._follow(entry, future)
+        for entry in waiting:
+            if isinstance(entry.call.payload, Sharing):
+                self._begin_task(self._send_sharing(entry, entry.call.payload))
+
+    async def _send_sharing(self, entry: Entry, payload: Sharing) -> None:
+        """Give a call to the cluster when it has what the call shares with others."""
+        shares = list(dict.fromkeys(all_shares(payload)))
+        try:
+            scattered = [await self._scattered(share) for share in shares]
+        except (OSError, TimeoutError) as error:
+            lost = AioPoolError(f"what {entry.call.name} shares with other calls could not be sent: {error}")
+            lost.__cause__ = error
+            self._end(entry, lost)
+            return
+        client = self.remains.client
+        if entry.call.phase is not CallPhase.WAITING or client is None:
+            return
+        with large_graphs():
+            future = client.submit(
+                run_call, entry.call.id, entry.tries_left, KINDS[entry.call.kind], packed(payload.payload), *scattered,
+                token=self._token, shares=[share.id for share in shares], key=self._ledger.submitted(entry),
+                pure=False, fifo_timeout="0 s",
+            )  # fmt: skip
+        self._follow(entry, future)
+
+    def _follow(self, entry: Entry, future: Future[Answer]) -> None:
+        self._futures[entry.call.id] = future
+        self._following[entry.call.id] = self._begin_task(self._await(entry, future))
+
+    def _unfollow(self, call: Call) -> None:
+        """Let go of a call's task, and of its result in the cluster."""
+        self._futures.pop(call.id, None)
+        if (following := self._following.pop(call.id, None)) is not None:
+            following.cancel()
+
+    async def _await(self, entry: Entry, future: Future[Answer]) -> None:
+        """Wait until the cluster is done with a task."""
+        error: BaseException | None = await future.exception()
+        if self._futures.get(entry.call.id) is not future or entry.call.phase in (CallPhase.STOPPING, CallPhase.ENDED):
+            return
+        if future.status == "finished":
+            if not self._arrived:
+                self.loop.call_soon(self._fetch)
+            self._arrived.append(entry)
+        elif future.status == "error":
+            self._failed(entry, error)
+        elif self.phase in (PoolPhase.RUNNING, PoolPhase.CLOSING):
+            self._dropped(entry, "the cluster has dropped it")
+
+    # Answers.
+
+    def _fetch(self) -> None:
+        """Have the answers sent that have become ready in this turn of the loop."""
+        arrived, self._arrived = self._arrived, []
+        if arrived:
+            self._begin_task(self._gather(arrived))
+
+    async def _gather(self, entries: Sequence[Entry]) -> None:
+        client = self.remains.client
+        futures = {entry.call.id: future for entry in entries if (future := self._futures.get(entry.call.id))}
+        if client is None or not futures:
+            return
+        try:
+            gathering: Any = client.gather(futures, errors="skip")
+            answers: dict[int, Answer | None] = await gathering
+        except OSError:  # the scheduler is gone, which `_attend` hears of
+            return
+        for entry in entries:
+            if entry.call.phase in (CallPhase.WAITING, CallPhase.RUNNING):
+                self._answered(entry, answers.get(entry.call.id))
+
+    def _answered(self, entry: Entry, answer: Answer | None) -> None:
+        call = entry.call
+        if answer is None:
+            self._dropped(entry, "its result was lost")
+        elif answer.kind is Answered.REFUSED:
+            self._dropped(entry, "it was not run again")
+        elif answer.kind is Answered.UNFIT:
+            self._end(entry, unfit(bytes(answer.packed.parts[0])))
+        else:
+            payload, *buffers = answer.packed.parts
+            seconds = answer.nanoseconds / NANO
+            call.pace.learn(seconds / call.weight)
+            reply = Reply(answer.kind is Answered.FAILED, payload, [memoryview(each) for each in buffers], seconds)
+            self._end(entry, reply, served=True)
+
+    def _failed(self, entry: Entry, error: BaseException | None) -> None:
+        """The cluster could not run a task."""
+        if isinstance(error, KilledWorker):
+            self._dropped(entry, "too many workers died that had it")
+            return
+        failed = AioPoolError(f"the cluster could not run {entry.call.name}: {error!r}")
+        failed.__cause__ = error
+        self._end(entry, failed)
+
+    def _dropped(self, entry: Entry, why: str) -> None:
+        """A task has come to nothing: a call that had begun died with its worker; another is given away anew."""
+        if entry.call.phase is CallPhase.RUNNING and (died := self._ledger.died(entry)) is not None:
+            self._end(entry, died)
+        elif entry.submissions >= MOST_SUBMISSIONS + entry.call.tries:
+            self._end(
+                entry, AioPoolError(f"{entry.call.name} was given to the cluster {entry.submissions} times: {why}")
+            )
+        else:
+            self._unfollow(entry.call)
+            self._send(entry)
+
+    def _end(self, entry: Entry, outcome: Outcome, *, served: bool = False) -> None:
+        call = entry.call
+        if not self._ledger.end(entry, served=served):
+            return
+        if (timer := self._timers.pop(call.id, None)) is not None:
+            timer.cancel()
+        self._unfollow(call)
+        now = self.loop.time()
+        self._tally.ended(call, outcome, now)
+        if self._tell is not None:
+            self._tell(ended(call, outcome, now))
+        call.finish(outcome)
+        self._changed()
+
+    # What the desk tells.
+
+    def _heard(self, message: dict[str, Any]) -> None:
+        match message.pop("what"):
+            case "began":
+                self._began(**message)
+            case "answered":
+                self._told_answer(**message)
+            case "told":
+                self._told(**message)
+            case "came":
+                self._came(**message)
+            case "left":
+                self._left(**message)
+            case _:
+                self._open.set_result(None)
+
+    def _began(self, call: int, worker: str) -> None:
+        entry = self._ledger.began(call, worker, self.loop.time())
+        if entry is None or entry.worker is None:
+            return
+        if self._tell is not None:
+            self._tell(CallStarted(call, entry.call.name, entry.worker.seat, entry.worker.pid))
+        limit = entry.call.limits.timeout
+        if limit is not None:
+            late = CallTimeout(entry.call.name, limit)
+            if (timer := self._timers.pop(call, None)) is not None:
+                timer.cancel()
+            self._timers[call] = self.loop.call_later(limit, self._stop, [entry], late)
+        self._changed()
+
+    def _told_answer(self, call: int, kind: str, nanoseconds: int, payload: bytes) -> None:
+        entry = self._ledger.entries.get(call)
+        if entry is not None and entry.call.phase is CallPhase.RUNNING:
+            self._answered(entry, Answer(Answered(kind), Packed([payload]), nanoseconds))
+
+    def _told(self, kind: int, call: int, parts: Sequence[bytes]) -> None:
+        payload, *buffers = parts
+        if kind == wire.Kind.LOG:
+            log_records.handle(wire.Frame(kind, 0, call, payload))
+        elif (entry := self._ledger.entries.get(call)) is not None and entry.call.progress is not None:
+            entry.call.progress(payload, [memoryview(each) for each in buffers])
+
+    def _came(self, worker: str, seat: int, pid: int, threads: int) -> None:
+        self._ledger.came(worker, seat, pid, threads, self.loop.time())
+        if self._tell is not None:
+            self._tell(WorkerStarted(seat, pid))
+        self._changed()
+
+    def _left(self, worker: str) -> None:
+        if (found := self._ledger.left(worker)) is None:
+            return
+        gone, running = found
+        self._tally.lost()
+        if self._tell is not None:
+            self._tell(WorkerLeft(gone.seat, gone.pid, None, "lost" if running else "left"))
+        dead = [(entry, died) for entry in running if (died := self._ledger.died(entry)) is not None]
+        self._release(entry for entry, _ in dead)
+        for entry, died in dead:
+            self._end(entry, died)
+        self._changed()
+
+    def _scheduler_gone(self, error: Exception | None) -> None:
+        """The connection to the scheduler is lost."""
+        if self.phase not in (PoolPhase.RUNNING, PoolPhase.CLOSING):
+            return
+        self._cause = error
+        if self.phase is PoolPhase.RUNNING:
+            self._ledger.move(PoolPhase.BROKEN)
+        for entry in self._ledger:
+            self._end(entry, self._broken())
+        self._changed()
+
+    def _broken(self) -> BrokenPool:
+        broken = BrokenPool("the scheduler of the Dask cluster is gone, or cannot be reached any more")
+        broken.__cause__ = self._cause
+        return broken
+
+    # Stopping.
+
+    def cancel(self, call: Call) -> None:
+        """End a call. The work of one that runs may go on, see `DaskBackend`."""
+        if (entry := self._ledger.entries.get(call.id)) is not None:
+            self._stop([entry], CANCELLED)
+
+    def withdraw(self, call: Call) -> None:
+        """End a call if it has not begun."""
+        entry = self._ledger.entries.get(call.id)
+        if entry is None or entry.call.phase is not CallPhase.WAITING:
+            return
+        if entry.submissions:
+            self._begin_task(self._withdraw(entry))
+        else:
+            self._stop([entry], CANCELLED)
+
+    async def _withdraw(self, entry: Entry) -> None:
+        released = await self._ask_release([entry.key], begun=False)
+        if released.get(entry.key, "") is None and self._ledger.stop(entry, CANCELLED):
+            self._end(entry, CANCELLED)
+
+    def grant(self, call: Call, more: int) -> None:
+        """Refuse: no call yields values here."""
+        raise AssertionError(f"{call.name} cannot yield {more} values more")
+
+    def _stop(self, entries: Sequence[Entry], verdict: Outcome) -> None:
+        chosen = [entry for entry in entries if self._ledger.stop(entry, verdict)]
+        for entry in chosen:
+            if entry.submissions and self.remains.client is not None:
+                self._begin_task(self._stop_in_cluster(entry, verdict))
+            else:
+                self._end(entry, verdict)
+
+    async def _stop_in_cluster(self, entry: Entry, verdict: Outcome) -> None:
+        worker = (await self._ask_release([entry.key], begun=True)).get(entry.key)
+        if self._restart and worker is not None:
+            await self._restart_workers([worker])
+        self._end(entry, verdict)
+
+    async def _ask_release(self, keys: Sequence[str], *, begun: bool) -> dict[str, str | None]:
+        """Have the cluster drop tasks; return for each that it drops the worker that has begun it, or None."""
+        client = self.remains.client
+        if client is None or client.scheduler is None:
+            return {}
+        try:
+            released: dict[str, str | None] | None = await ask(
+                client, self._token, "release", keys=list(keys), begun=begun
+            )
+        except OSError:  # the scheduler is gone
+            return {}
+        return released or {}
+
+    def _release(self, entries: Iterable[Entry]) -> None:
+        """Have the cluster drop tasks whose calls end now."""
+        keys = [entry.key for entry in entries if entry.submissions]
+        if keys:
+            self._begin_task(self._drop(keys))
+
+    async def _drop(self, keys: Sequence[str]) -> None:
+        await self._ask_release(keys, begun=True)
+
+    async def _restart_workers(self, addresses: Sequence[str]) -> None:
+        client = self.remains.client
+        there = [address for address in addresses if address in self._ledger.workers]
+        if client is not None and there:
+            with contextlib.suppress(OSError):  # the scheduler is gone
+                await client.restart_workers(there)
+
+    # The end.
+
+    def close(self) -> None:
+        """Take no more calls; accepted ones finish."""
+        if self.phase is PoolPhase.NEW:
+            self._ledger.move(PoolPhase.CLOSED)
+        elif self.phase in (PoolPhase.STARTING, PoolPhase.RUNNING):
+            self._ledger.move(PoolPhase.CLOSING)
+        elif self.phase is PoolPhase.BROKEN:
+            self.terminate()
+        self._changed()
+
+    def terminate(self) -> None:
+        """Fail every call. What runs is restarted if that is wanted, and else goes on; see `DaskBackend`."""
+        if self.phase is PoolPhase.NEW:
+            self._ledger.move(PoolPhase.CLOSED)
+        if self.phase in (PoolPhase.CLOSED, PoolPhase.TERMINATING):
+            return
+        self._ledger.move(PoolPhase.TERMINATING)
+        self._leave()
+
+    def _leave(self) -> None:
+        """End all calls that there are, and then the connection."""
+        entries = list(self._ledger)
+        keys = [entry.key for entry in entries if entry.submissions]
+        addresses = list({entry.worker.address: None for entry in entries if entry.worker and self._restart})
+        for entry in entries:
+            self._end(entry, terminated(entry.call) if entry.call.verdict is None else entry.call.verdict)
+        if self._ending is None:
+            self._ending = self.loop.create_task(self._tear_down(keys, addresses))
+
+    async def _tear_down(self, keys: Sequence[str], addresses: Sequence[str]) -> None:
+        client = self.remains.client
+        try:
+            if client is not None and client.status == "running":
+                with contextlib.suppress(OSError, TimeoutError):  # the scheduler, or a worker, does not answer
+                    async with asyncio.timeout(PATIENCE):
+                        await self._ask_release(keys, begun=True)
+                        client.unsubscribe_topic(self._token)
+                        await ask(client, self._token, "leave")
+                await self._restart_workers(addresses)
+        finally:
+            try:
+                await self.remains.close()
+            finally:
+                self._finish()
+
+    def _finish(self) -> None:
+        self._shares.clear()
+        self._ledger.move(PoolPhase.CLOSED)
+        self._ledger.workers.clear()
+        if self._closed is not None and not self._closed.done():
+            self._closed.set_result(None)
+        self._changed()
+
+    async def join(self) -> None:
+        """Return when the connection is closed, and the cluster, too, if it is the pool's own."""
+        if self._closed is not None:
+            await asyncio.wait([self._closed])
+
+    def abandon(self) -> None:
+        """End everything for a pool that nobody holds any more, maybe after the loop's end."""
+        if in_loop(self.loop):
+            self.terminate()
+            return
+        self.remains.kill_own()
+        if self.phase not in (PoolPhase.TERMINATING, PoolPhase.CLOSED):
+            self._ledger.move(PoolPhase.TERMINATING)
+        if not self.loop.is_closed():
+            for entry in self._ledger:
+                self._end(entry, terminated(entry.call))
+        self._ledger.move(PoolPhase.CLOSED)
+
+    def refusal(self) -> AioPoolError:
+        """Return why no call is taken now."""
+        if self.phase is PoolPhase.BROKEN:
+            return self._broken()
+        if self.phase in (PoolPhase.NEW, PoolPhase.STARTING):
+            return PoolNotRunning("the pool is not started: use `async with pool:`, or `await pool.start()` first")
+        return PoolNotRunning(f"the pool is {self.phase.value}: it takes no more calls")
+
+    async def resize(self, seats: int) -> None:
+        """Refuse: the cluster's size is not the pool's affair."""
+        raise NotImplementedError(
+            f"a pool on Dask cannot be resized, not to {seats} either: scale the cluster, or have it adapt"
+        )
+
+    # What is shared.
+
+    def share(self, payload: CallPayload) -> Share:
+        """Return what has this payload; it begins to go to all workers now."""
+        share = Share(uuid.uuid4().int >> 65, payload, self)  # a number that no other pool in the cluster has
+        self._scatter(share)
+        return share
+
+    def _scatter(self, share: Share) -> asyncio.Future[Future[Packed]]:
+        scattering = self.loop.create_task(self._scattering(share_key(self._token, share.id), packed(share.payload)))
+        scattering.add_done_callback(retrieved)
+        self._shares[share.id] = weakref.ref(share), scattering
+        return scattering
+
+    async def _scattering(self, key: str, packed: Packed) -> Future[Packed]:
+        client = self.remains.client
+        if client is None:
+            raise ConnectionError("the pool has ended")
+        scattered: dict[str, Future[Packed]] = await client.scatter({key: packed}, broadcast=True, hash=False)
+        return scattered[key]
+
+    async def _scattered(self, share: Share) -> Future[Packed]:
+        """Return what stands for a shared object in the cluster; send it again if all who had it are gone."""
+        future = await asyncio.shield(self._shares[share.id][1])
+        if future.status in ("lost", "cancelled"):
+            future = await asyncio.shield(self._scatter(share))
+        return future
+
+    def forget(self, share: int) -> None:
+        """Have workers forget a share; see `aiopool.sharing.Home`."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self.loop.call_soon_threadsafe(self._shares.pop, share, None)
+
+    # What it tells.
+
+    def describe(self) -> str:
+        """Return the state in a few words."""
+        ledger = self._ledger
+        busy = sum(bool(worker.running) for worker in ledger.workers.values())
+        return f"{self.phase.value}: {len(ledger.workers)} workers, {busy} busy, {ledger.waiting} calls waiting"
+
+    def stats(self) -> PoolStats:
+        """Return what there is, and what has been."""
+        now = self.loop.time() if self._closed is not None else 0.0
+        workers = [worker.stats(now) for worker in list(self._ledger.workers.values())]
+        running = self._ledger.running
+        return self._tally.snapshot(self.phase.value, workers, max(0, len(self._ledger.entries) - running), running)
+
+    async def stacks(self) -> list[WorkerStack]:
+        """Return what workers are doing; those that do not answer are waited for, for a moment."""
+        client, workers = self.remains.client, list(self._ledger.workers.values())
+        if client is None or self.phase not in (PoolPhase.RUNNING, PoolPhase.CLOSING):
+            return []
+        found: dict[str, Any] = {}
+        for worker in workers:
+            with contextlib.suppress(OSError, TimeoutError, ValueError):
+                async with asyncio.timeout(PATIENCE):
+                    found |= await client.run(stacks_here, self._token, workers=[worker.address])
+        return [stack for worker in workers for stack in stacks_of(worker, found.get(worker.address))]
