@@ -88,7 +88,7 @@ class Watch:
             self._toll.pids.add(end.pid)
             self._toll.ends[self._way(worker)] += 1
             record = self._backend._dispatcher.workers[worker]  # noqa: SLF001
-            if record.culprit is not None and record.width > 1 and end.exitcode is not None:
+            if record.is_stopping and record.width > 1 and end.exitcode is not None:
                 self._ledger.killed(end.pid, end.exitcode)  # for those beside one that did not stop
         self._gone(worker, end)
 

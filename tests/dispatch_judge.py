@@ -212,10 +212,12 @@ class Judge(Facts):
         assert self.event[0] == "died"
         assert ticket in self.event[1]
         assert self.event[2:4] == (outcome.pid, outcome.exitcode)
-        begun, culprit = self.event[4:]
+        begun, process = self.event[4:]
         assert outcome.beside == tuple(other.call.name for other in begun if other is not ticket)
-        assert (outcome.because or "").startswith(culprit.call.name if culprit else "")
-        assert bool(culprit) == bool(outcome.because)
+        reasons = [process.culprit.call.name] if process.culprit else []
+        reasons += ["it sent"] if process.garbled else []
+        assert (outcome.because or "").startswith(tuple(reasons) or "")
+        assert bool(reasons) == bool(outcome.because)
         assert outcome.call == ticket.call.name
         assert outcome.tries == ticket.tries == ticket.call.limits.retries + 1
         assert not ticket.stopping

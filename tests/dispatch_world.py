@@ -295,7 +295,7 @@ class World(Judge):
         if lost:
             self._lose()
         self._decide(
-            ("died", victims, pid, exitcode, begun, process.culprit),
+            ("died", victims, pid, exitcode, begun, process),
             lambda now: self.dispatcher.died(process.number, pid, exitcode, now, unseen=unseen, cause=cause),
         )
         assert all(ticket.decided is not None for ticket in victims)

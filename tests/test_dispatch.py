@@ -910,7 +910,9 @@ def test_a_garbled_worker_may_have_begun_all_that_it_has_read() -> None:
     pool = running_pool(depth=2)
     _, second = submitted(pool, 2)
     pool.garbled(1, 0)
-    assert isinstance(outcome_of(second, pool.died(1, 101, KILLED, 0, unseen=0)), WorkerDied)
+    died = outcome_of(second, pool.died(1, 101, KILLED, 0, unseen=0))
+    assert isinstance(died, WorkerDied)
+    assert str(died).endswith(", because it sent what is no message of the pool's")
 
 
 def test_nothing_is_sent_ahead_before_a_function_has_been_seen_to_be_short() -> None:

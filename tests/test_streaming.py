@@ -135,6 +135,19 @@ async def test_a_reader_that_leaves_the_pool_does_not_wait_for_itself(
         await anext(values)
 
 
+async def test_what_is_sent_behind_a_generator_begins_when_that_has_ended() -> None:
+    """Also where its worker has places for coroutines, and the generator waits for its reader."""
+    async with AioPool(1, concurrency=4) as pool:
+        for _ in range(40):  # until both are known to be quick, so that one is sent behind the other
+            assert [value async for value in pool.stream(async_jobs.count, 3)] == [0, 1, 2]
+            assert await pool.apply(abs, (-1,)) == 1
+        values = pool.options(buffersize=1).stream(async_jobs.count, 3)
+        assert await anext(values) == 0
+        behind = pool.submit(abs, -2)
+        assert [value async for value in values] == [1, 2]
+        assert await behind == 2
+
+
 async def test_a_stream_that_another_task_reads_comes_to_its_end() -> None:
     """However slowly it is read, after the pool's block is left."""
     left = asyncio.Event()

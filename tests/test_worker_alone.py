@@ -129,14 +129,30 @@ async def test_a_coroutine_that_is_cancelled_before_its_first_step_is_answered()
     """Or its caller would wait for ever."""
     answers: list[tuple[int, int]] = []
     station = current.Station(0, Nobody(), Undisturbed(), PLAIN)
-    tasks = Tasks(asyncio.get_running_loop(), station, lambda call, answer: answers.append((call, answer.kind)))
+    tasks = Tasks(asyncio.get_running_loop(), station, lambda call, answer: answers.append((call, answer.kind)), 1)
     frame = call_of(async_jobs.add, 3)._replace(kind=wire.Kind.COROUTINE)
     tasks.begin(frame)
     assert tasks.stop(frame.call)
-    assert len(tasks) == 1
-    while tasks:
+    while not tasks.has_place:
         await asyncio.sleep(0)
     assert answers == [(frame.call, wire.Kind.FAILED)]
+
+
+@pytest.mark.parametrize("kind", [wire.Kind.GENERATOR, wire.Kind.TIMED_GENERATOR])
+async def test_an_ordinary_generator_takes_all_places(kind: wire.Kind) -> None:
+    """What was sent behind it would be answered before it, which the parent does not expect."""
+    station = current.Station(0, Nobody(), Undisturbed(), PLAIN)
+    tasks = Tasks(asyncio.get_running_loop(), station, lambda _call, _answer: None, 4)
+    coroutine = call_of(async_jobs.add, 3)._replace(kind=wire.Kind.COROUTINE)
+    tasks.begin(coroutine)
+    assert tasks.has_place
+    assert tasks.stop(coroutine.call)
+    generator = call_of(async_jobs.count, 3)._replace(kind=kind, call=8)  # which may send no value yet
+    tasks.begin(generator)
+    assert not tasks.has_place
+    assert tasks.stop(generator.call)
+    while not tasks.has_place:
+        await asyncio.sleep(0)
 
 
 # The end of the parent.

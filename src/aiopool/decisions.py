@@ -20,7 +20,7 @@ from .phases import POOL_MOVES, PoolPhase, WorkerPhase
 from .recycling import IdlePolicy, RecyclePolicy, RecycleReason
 from .seats import Crew, Seat, SeatPhase, Worker
 
-__all__ = ["AHEAD", "BEGIN_TIMEOUT", "LEAVE_GRACE", "OVERDUE", "START_TIMEOUT", "Decisions", "reason_of"]
+__all__ = ["AHEAD", "BEGIN_TIMEOUT", "LEAVE_GRACE", "OVERDUE", "START_TIMEOUT", "Decisions"]
 
 LEAVE_GRACE = 5.0
 """Seconds that a dismissed worker has for its atexit handlers and threads before it is killed."""
@@ -247,7 +247,7 @@ class Decisions:
             self._condemn(call, CallTimeout(call.name, call.limits.timeout or 0.0), now)
         else:
             worker = self._owner[call.id]
-            worker.culprit = call
+            worker.reason = _did_not_stop(call)
             self._kill(worker, now)
 
     def _overdue(self, worker: Worker, now: float) -> None:
@@ -461,10 +461,8 @@ class Decisions:
         self.phase = phase
 
 
-def reason_of(culprit: Call | None) -> str | None:
-    """Return why a worker was killed under the calls that ran beside this one, which did not stop; None for None."""
-    if culprit is None:
-        return None
+def _did_not_stop(culprit: Call) -> str:
+    """Return why a worker is killed under the calls that run beside this one, which did not stop in time."""
     why = "was cancelled" if culprit.verdict is CANCELLED else "was over its time limit"
     return f"{culprit.name}, which ran beside it, {why} and did not stop"
 

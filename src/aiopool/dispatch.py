@@ -24,7 +24,7 @@ from collections.abc import Iterable
 
 from .calls import CANCELLED, Call, CallPhase, Reply
 from .commands import Command
-from .decisions import LEAVE_GRACE, Decisions, reason_of
+from .decisions import LEAVE_GRACE, Decisions
 from .exceptions import AioPoolError, InitializerError, PoolTerminated, WorkerDied
 from .phases import PoolPhase, WorkerPhase
 from .recycling import RecycleReason
@@ -163,6 +163,8 @@ class Dispatcher(Decisions):
     def garbled(self, worker_id: int, now: float) -> list[Command]:
         """A worker sent what is no message; no other of its messages can be trusted."""
         worker = self.workers[worker_id]
+        if worker.phase is not WorkerPhase.KILLED:
+            worker.reason = "it sent what is no message of the pool's"
         if not worker.calls:
             worker.cause = worker.cause or AioPoolError("a worker sent what is no message of the pool's")
         self._discard(worker, now)
@@ -261,10 +263,10 @@ class Dispatcher(Decisions):
         elif calls and not begun:
             self._unseen_before.add(calls[0].id)
         self._requeue(calls[begun:])
-        names, because = [call.name for call in calls[:begun]], reason_of(worker.culprit)
+        names = [call.name for call in calls[:begun]]
         for place in reversed(range(begun)):
             beside = (*names[:place], *names[place + 1 :])
-            self._end_with_worker(calls[place], pid, exitcode, beside, because)
+            self._end_with_worker(calls[place], pid, exitcode, beside, worker.reason)
         self._crew.vacate(worker, now)
         cause = worker.cause or cause
         if cause or (useless and not begun):

@@ -148,7 +148,7 @@ class WorkerDied(AioPoolError):  # noqa: N818 - the contract's name
         call: the name of the function that it was running, or None.
         tries: how many workers the call has had, this one included.
         beside: the names of the functions that it ran at the same time.
-        because: for which of these the pool has killed it, and why; or None.
+        because: why the pool has killed it: for which of these, or for what it sent; or None.
     """
 
     def __init__(

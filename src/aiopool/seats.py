@@ -25,12 +25,12 @@ class Worker:
         "allowance",
         "calls",
         "cause",
-        "culprit",
         "due",
         "id",
         "load",
         "phase",
         "ready_at",
+        "reason",
         "recalled",
         "recalling",
         "seat",
@@ -56,7 +56,7 @@ class Worker:
         self.recalling: bool = False  # a recall is under way
         self.recalled: bool = False  # there is nothing to take back: no call was sent since the last recall
         self.cause: AioPoolError | None = None  # why it is no good
-        self.culprit: Call | None = None  # did not stop in time, so that the worker was killed
+        self.reason: str | None = None  # why it was killed, for those of its calls that have nothing to do with that
 
     def __repr__(self) -> str:
         return f"<Worker {self.id} {self.phase.value} calls={len(self.calls)} served={self.served}>"

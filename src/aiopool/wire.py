@@ -77,21 +77,23 @@ class Kind(enum.IntEnum):
     TIMED = 2
     COROUTINE = 3
     TIMED_COROUTINE = 4
-    STREAM = 5
-    TIMED_STREAM = 6
-    SHARE = 7
-    DROP = 8
-    LEAVE = 9
-    READY = 10
-    UNFIT = 11
-    BEGUN = 12
-    HEAVY = 13
-    LOG = 14
-    PROGRESS = 15
-    VALUE = 16
-    RESULT = 17
-    FAILED = 18
-    UNLOGGED = 19
+    GENERATOR = 5
+    TIMED_GENERATOR = 6
+    ASYNC_GENERATOR = 7
+    TIMED_ASYNC_GENERATOR = 8
+    SHARE = 9
+    DROP = 10
+    LEAVE = 11
+    READY = 12
+    UNFIT = 13
+    BEGUN = 14
+    HEAVY = 15
+    LOG = 16
+    PROGRESS = 17
+    VALUE = 18
+    RESULT = 19
+    FAILED = 20
+    UNLOGGED = 21
 
 
 class Form(enum.IntEnum):

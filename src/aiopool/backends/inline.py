@@ -89,7 +89,7 @@ class InlineWorker:
         self._calls: deque[Sequence[wire.Packet]] = deque()  # not begun
         self._shares: set[int] = set()  # that it was sent; this process has them, which does not end with it
         self._next: asyncio.Handle | None = None
-        self._tasks = Tasks(loop, self._station, self._answer)
+        self._tasks = Tasks(loop, self._station, self._answer, setup.looping.concurrency)
         self._introduction: asyncio.Task[None] | None = None
         self._over = False
 
@@ -137,7 +137,7 @@ class InlineWorker:
         take_share(frame, self._setup.pickling)
 
     def _go_on(self) -> None:
-        if self._calls and self._next is None and len(self._tasks) < self._setup.looping.concurrency:
+        if self._calls and self._next is None and self._tasks.has_place:
             self._next = self._loop.call_soon(self._run_next)
 
     def _run_next(self) -> None:
@@ -148,7 +148,7 @@ class InlineWorker:
                 with current.being(self._station):
                     answer = job.run(frame, self._station.control, self._setup.pickling)
                 self._answer(frame.call, answer)
-            elif frame.kind <= wire.Kind.TIMED_STREAM:
+            elif frame.kind <= wire.Kind.TIMED_ASYNC_GENERATOR:
                 self._tasks.begin(frame)
             else:
                 self._share(frame)

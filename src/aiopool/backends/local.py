@@ -38,8 +38,8 @@ CALL, TIMED = int(wire.Kind.CALL), int(wire.Kind.TIMED)
 KINDS = {
     CallKind.FUNCTION: (CALL, TIMED),
     CallKind.COROUTINE: (int(wire.Kind.COROUTINE), int(wire.Kind.TIMED_COROUTINE)),
-    CallKind.GENERATOR: (int(wire.Kind.STREAM), int(wire.Kind.TIMED_STREAM)),
-    CallKind.ASYNC_GENERATOR: (int(wire.Kind.STREAM), int(wire.Kind.TIMED_STREAM)),
+    CallKind.GENERATOR: (int(wire.Kind.GENERATOR), int(wire.Kind.TIMED_GENERATOR)),
+    CallKind.ASYNC_GENERATOR: (int(wire.Kind.ASYNC_GENERATOR), int(wire.Kind.TIMED_ASYNC_GENERATOR)),
 }
 """As what calls are sent: without a time limit, and where the worker is to say when it begins."""
 

@@ -19,8 +19,7 @@ from .tasks import Tasks
 
 __all__ = ["Looped"]
 
-FUNCTIONS = (wire.Kind.CALL, wire.Kind.TIMED)
-COROUTINES = (wire.Kind.COROUTINE, wire.Kind.TIMED_COROUTINE, wire.Kind.STREAM, wire.Kind.TIMED_STREAM)
+ON_LOOP = range(wire.Kind.COROUTINE, wire.Kind.TIMED_ASYNC_GENERATOR + 1)
 
 
 class Looped:
@@ -41,8 +40,7 @@ class Looped:
         self._inbox = inbox
         self._station = station
         self._answer = answer
-        self._places = looping.concurrency
-        self._tasks = Tasks(self._loop, station, self._ended)
+        self._tasks = Tasks(self._loop, station, self._ended, looping.concurrency)
         self._listening = False
         self._arrived: wire.Frame | None = None  # what is not for the loop
         self._failure: BaseException | None = None  # of the channel
@@ -80,7 +78,7 @@ class Looped:
         self._runner.close()
 
     def _listen(self) -> None:
-        if not self._listening and len(self._tasks) < self._places:
+        if not self._listening and self._tasks.has_place:
             self._listening = True
             self._loop.add_reader(self._inbox.fileno(), self._take)
 
@@ -92,10 +90,10 @@ class Looped:
     def _take(self) -> None:
         """Take messages as long as there is a place."""
         try:
-            while len(self._tasks) < self._places:
+            while self._tasks.has_place:
                 if (frame := self._inbox.received()) is None:
                     return
-                if frame.kind in COROUTINES:
+                if frame.kind in ON_LOOP:
                     self._tasks.begin(frame)
                 elif frame.kind in (wire.Kind.SHARE, wire.Kind.DROP):
                     take_share(frame, self._station.pickling)

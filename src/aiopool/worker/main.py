@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Inheritance", "Initializer", "Lines", "main"]
 
-LEAVE, TIMED, TIMED_STREAM = int(wire.Kind.LEAVE), int(wire.Kind.TIMED), int(wire.Kind.TIMED_STREAM)
+LEAVE, TIMED, LAST_CALL = int(wire.Kind.LEAVE), int(wire.Kind.TIMED), int(wire.Kind.TIMED_ASYNC_GENERATOR)
 """What each message is compared with: kinds up to these are calls; see `aiopool.wire.Kind`."""
 
 HIDDEN = (__file__,)
@@ -235,7 +235,7 @@ class Worker:
         while (frame := self._receive()).kind != LEAVE:
             if frame.kind <= TIMED:
                 self._run(frame)
-            elif frame.kind <= TIMED_STREAM:
+            elif frame.kind <= LAST_CALL:
                 self._begin_on_loop(frame)
             else:
                 take_share(frame, self._station.pickling)

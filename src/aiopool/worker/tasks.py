@@ -21,14 +21,15 @@ from ..pickling import Pickling
 from . import current, job
 from .job import Answer
 
-__all__ = ["STREAMS", "Tasks", "each_of_chunk", "map_chunk", "run", "starmap_chunk"]
+__all__ = ["Tasks", "each_of_chunk", "map_chunk", "run", "starmap_chunk"]
 
 T = TypeVar("T")
 
 Async = Callable[..., Awaitable[T]]
 
-TIMED = (wire.Kind.TIMED_COROUTINE, wire.Kind.TIMED_STREAM)
-STREAMS = (wire.Kind.STREAM, wire.Kind.TIMED_STREAM)
+COROUTINES = (wire.Kind.COROUTINE, wire.Kind.TIMED_COROUTINE)
+GENERATORS = (wire.Kind.GENERATOR, wire.Kind.TIMED_GENERATOR)
+TIMED = (wire.Kind.TIMED_COROUTINE, wire.Kind.TIMED_GENERATOR, wire.Kind.TIMED_ASYNC_GENERATOR)
 
 LONGEST_TURN = 0.001
 """Seconds for which a generator may yield one value after the other before others on the loop have their turn."""
@@ -43,14 +44,16 @@ class Run:
     Attributes:
         call: its id.
         credit: how many values it may send.
+        places: how many it takes.
         stopped: whether it is to stop.
     """
 
-    __slots__ = ("_task", "_waiter", "begun", "call", "credit", "stopped", "turn_ends")
+    __slots__ = ("_task", "_waiter", "begun", "call", "credit", "places", "stopped", "turn_ends")
 
-    def __init__(self, call: int, credit: int) -> None:
+    def __init__(self, call: int, credit: int, places: int = 1) -> None:
         self.call: int = call
         self.credit: int = credit
+        self.places: int = places
         self.stopped: bool = False
         self.begun: int = perf_counter_ns()
         self.turn_ends: float = 0.0
@@ -87,29 +90,38 @@ class Tasks:
         loop: the loop.
         station: of the worker that it is done for.
         answer: called with each call's id when it has ended, and how.
+        places: how many may run at once. An ordinary generator takes all of them: it has its worker for itself.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, station: current.Station, answer: Callable[[int, Answer], None]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        station: current.Station,
+        answer: Callable[[int, Answer], None],
+        places: int,
     ) -> None:
         self._loop = loop
         self._station = station
         self._control = station.control
         self._answer = answer
+        self._places = self._free = places
         self._runs: dict[int, Run] = {}
 
-    def __len__(self) -> int:
-        return len(self._runs)
+    @property
+    def has_place(self) -> bool:
+        """Whether another call may begin."""
+        return self._free > 0
 
     def begin(self, frame: wire.Frame) -> None:
         """Begin the call that a message asks for."""
-        run = Run(frame.call, frame.number)
+        run = Run(frame.call, frame.number, self._places if frame.kind in GENERATORS else 1)
         if frame.kind in TIMED:
             self._station.outlet.send(wire.encode(wire.Kind.BEGUN, frame.call))
         if self._control.forestalled(frame.call):
             self._answer(frame.call, _failed(job.INTERRUPTED, run))
             return
         self._runs[frame.call] = run
+        self._free -= run.places
         context = copy_context()
         context.run(current.on_loop.set, frame.call)
         task = self._loop.create_task(self._outcome(run, frame), context=context)
@@ -145,6 +157,7 @@ class Tasks:
 
     def _ended(self, run: Run, task: asyncio.Task[Answer]) -> None:
         del self._runs[run.call]
+        self._free += run.places
         self._answer(run.call, _failed(job.INTERRUPTED, run) if task.cancelled() else task.result())
 
     async def _outcome(self, run: Run, frame: wire.Frame) -> Answer:
@@ -158,7 +171,7 @@ class Tasks:
     async def _result(self, run: Run, frame: wire.Frame) -> Payload:
         pickling = self._station.pickling
         function, args, kwds = job.unpickled(frame.payload, frame.buffers, pickling)
-        if frame.kind not in STREAMS:
+        if frame.kind in COROUTINES:
             del frame  # or a large payload would be kept for as long as it runs
             return job.dumps(await function(*args, **kwds), pickling)
         del frame
