@@ -7,12 +7,14 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import threading
 import unittest.mock
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
+import async_jobs
 import jobs
 from aiopool import (
     AioPool,
@@ -26,6 +28,7 @@ from aiopool import (
     PoolNotRunning,
     PoolTerminated,
     current_worker,
+    report,
     sharing,
     wire,
 )
@@ -175,6 +178,47 @@ async def test_it_runs_here(backend: Any) -> None:
         assert current_worker() is None
         assert await pool.stacks() == []
         assert [worker.pid for worker in pool.stats().workers] == [None, None]
+
+
+async def test_what_runs_here_reports_as_it_does_elsewhere() -> None:
+    """Coroutines and their tasks, and threads of functions; a coroutine initializer knows its worker."""
+    told: list[Any] = []
+
+    async def initialize() -> None:
+        told.append(current_worker())
+        report("of no call")
+
+    async with AioPool(1, initialize, backend=Inline(pickled=False)) as pool:
+        for result in (pool.submit(async_jobs.report_each, "a", "b"), pool.submit(jobs.report_in_a_thread, "c")):
+            result.on_progress(told.append)
+            told.append(await result)
+        assert current_worker() is None
+    assert told == [(0, os.getpid(), 0), "a", "b", "from a task", 0, "c", None]
+
+
+async def test_pools_in_two_threads_do_not_take_one_anothers_reports() -> None:
+    """Their functions run at the same time; a thread of neither, or of one of the two, is no worker then."""
+    meeting = threading.Barrier(2, timeout=60)
+
+    def job(number: int) -> None:
+        meeting.wait()
+        report(number)
+        stray = threading.Thread(target=report, args=(-1,))
+        stray.start()
+        stray.join()
+        meeting.wait()
+
+    async def reports_of(number: int) -> list[Any]:
+        told: list[Any] = []
+        async with AioPool(1, backend=Inline(pickled=False)) as pool:
+            result = pool.submit(job, number)
+            result.on_progress(told.append)
+            await result
+        return told
+
+    running = (asyncio.to_thread(asyncio.run, reports_of(number)) for number in (1, 2))
+    assert await asyncio.gather(*running) == [[1], [2]]
+    assert current_worker() is None
 
 
 async def test_objects_are_handed_over_as_they_are_only_where_one_says_so() -> None:

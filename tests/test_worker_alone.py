@@ -429,7 +429,8 @@ def test_a_worker_that_leaves_runs_its_exit_handlers_where_multiprocessing_does_
     monkeypatch.setattr(sharing, "drop_all", lambda: None)
     monkeypatch.setattr(worker_main, "dump_into", lambda _descriptor: None)
     monkeypatch.setattr(worker_main, "Control", lambda _descriptor: Undisturbed())
-    monkeypatch.setattr(current, "_station", None)  # to be put back
+    monkeypatch.setattr(current, "_here", [])
+    monkeypatch.setattr(current, "_thread", current.Thread())
     for packet in wire.encode(wire.Kind.LEAVE):
         wire.send(ends[1], packet)
     with contextlib.ExitStack() as opened:

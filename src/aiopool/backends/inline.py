@@ -111,6 +111,7 @@ class InlineWorker:
                 self._introduction = self._loop.create_task(self._initialize(coroutine))
 
     async def _initialize(self, coroutine: Coroutine[Any, Any, object]) -> None:
+        current.on_loop.set(current.Duty(self._station, None))
         try:
             await coroutine
         except BaseException as error:  # noqa: BLE001 - as in a worker

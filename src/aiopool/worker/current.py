@@ -14,12 +14,9 @@ from ..parcels import wrap
 from ..pickling import Pickling
 
 __all__ = [
-    "Calls", "CurrentWorker", "Station",
+    "Calls", "CurrentWorker", "Duty", "Station",
     "begin", "being", "being_in_thread", "current_worker", "is_in_thread", "on_loop", "report",
 ]  # fmt: skip
-
-on_loop: ContextVar[int | None] = ContextVar("on_loop", default=None)
-"""The call that this code runs for, if that runs on the worker's loop."""
 
 
 class CurrentWorker(NamedTuple):
@@ -97,45 +94,57 @@ class Station:
         self.calls: int = 0
 
 
+class Duty(NamedTuple):
+    """What code on a loop runs for: a worker, and its call, or None for its initializer."""
+
+    station: Station
+    call: int | None
+
+
 class Thread(threading.local):
     """What is known of a thread.
 
     Attributes:
-        station: that of the call which runs in it, where a process runs several at a time.
+        station: of the worker that it is, if it is one: a process may have several, each in a thread of its own.
     """
 
     station: Station | None = None
 
 
-_station: Station | None = None
+on_loop: ContextVar[Duty | None] = ContextVar("on_loop", default=None)
+"""What this code runs for, if that is on a loop."""
+
+_here: list[Station] = []
+"""What this process is: one worker; or those of inline pools that run a function at this moment."""
+
 _thread = Thread()
 
 
-def begin(station: Station | None) -> None:
-    """From now on this process is a worker, or none."""
-    global _station  # noqa: PLW0603 - a job has nothing else to ask
-    _station = station
+def begin(station: Station) -> None:
+    """From now on this process is a worker, whatever the one was that it is forked from."""
+    _here[:] = [station]
+    _thread.station = station
 
 
 @contextlib.contextmanager
 def being(station: Station) -> Generator[None, None, None]:
-    """Be a worker for a moment."""
-    before = _station
-    begin(station)
-    try:
-        yield
-    finally:
-        begin(before)
+    """Be a worker for a moment. Threads that are started in it are that worker, too, if there is no other."""
+    with being_in_thread(station):
+        _here.append(station)
+        try:
+            yield
+        finally:
+            _here.remove(station)
 
 
 @contextlib.contextmanager
 def being_in_thread(station: Station) -> Generator[None, None, None]:
     """Have this thread be a worker for a moment; others may be others meanwhile."""
-    _thread.station = station
+    before, _thread.station = _thread.station, station
     try:
         yield
     finally:
-        _thread.station = None
+        _thread.station = before
 
 
 def is_in_thread(station: Station) -> bool:
@@ -162,12 +171,18 @@ def report(value: object) -> None:
     Raises:
         Exception: what pickling it raises.
     """
-    station = _present()
-    if station is None or (call := station.control.current or on_loop.get()) is None:
+    station, duty = _present(), on_loop.get()
+    if station is None:
+        return
+    call = station.control.current or (duty.call if duty is not None and duty.station is station else None)
+    if call is None:
         return
     station.outlet.send(wire.encode(wire.Kind.PROGRESS, call, wrap(*station.pickling.dumps(value), wire.LARGEST)))
 
 
 def _present() -> Station | None:
-    station = _thread.station or _station
+    station, duty = _thread.station, on_loop.get()
+    if station is None:
+        here = list(_here)
+        station = duty.station if duty is not None else here[0] if len(here) == 1 else None
     return station if station is not None and station.pid == os.getpid() else None

@@ -123,7 +123,7 @@ class Tasks:
         self._runs[frame.call] = run
         self._free -= run.places
         context = copy_context()
-        context.run(current.on_loop.set, frame.call)
+        context.run(current.on_loop.set, current.Duty(self._station, frame.call))
         task = self._loop.create_task(self._outcome(run, frame), context=context)
         run.is_done_by(task)
         # Not at the coroutine's own end: one that is cancelled before its first step never gets there.
