@@ -8,7 +8,7 @@ was not killed; an exception that nobody caught; a process, zombie, descriptor, 
 when a pool is gone; memory that has grown from the first tenth of the run to the last.
 
 Beside this: `chaos_clients` makes the calls, `chaos_jobs` runs in the workers, `chaos_watch` kills from outside,
-`chaos_ledger` keeps the accounts, `chaos_traces` finds what is left.
+`chaos_ledger` keeps the accounts, `chaos_traces` finds what is left, `chaos_named` whose it is in /dev/shm.
 """
 
 from __future__ import annotations

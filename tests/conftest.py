@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import ctypes
 import gc
 import multiprocessing
 import multiprocessing.forkserver
@@ -12,7 +10,6 @@ import multiprocessing.resource_tracker
 import os
 import select
 import signal
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
@@ -25,6 +22,7 @@ import jobs
 from aiopool import AioPool
 from aiopool.arguments import find_context
 from aiopool.backends.local import LocalBackend
+from benchmarks.chaos_named import is_left, names
 from faultpoints import Taps
 from latch import Latch
 
@@ -121,49 +119,6 @@ def descriptors() -> dict[str, str]:
     return found
 
 
-IN_DELETE = 0x200
-"""A flag of inotify(7): a file in the directory was removed."""
-
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - looked at, not written
-
-
-def shared_memory() -> set[str]:
-    """Return what lies in /dev/shm."""
-    return {entry.name for entry in SHARED_MEMORY.iterdir()}
-
-
-def belongs_to_others(name: str) -> bool:
-    """Whether a file in /dev/shm is used by a process that is none of ours: another suite may run beside this one."""
-    try:
-        number = str((SHARED_MEMORY / name).stat().st_ino)
-    except FileNotFoundError:
-        return True  # they have removed it
-    ours = {os.getpid(), *processes()}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) not in ours:
-            with contextlib.suppress(OSError):  # it has just ended, or is somebody else's
-                mappings = map(str.split, (entry / "maps").read_text().splitlines())
-                if any(each[4] == number and each[5].startswith(str(SHARED_MEMORY)) for each in mappings if each[5:]):
-                    return True
-    return False
-
-
-def vanishes(name: str, seconds: float = 20.0) -> bool:
-    """Whether a file in /dev/shm is removed before long.
-
-    That is so where a process was killed, whoever it belonged to, and what cleans up after it has not come to that yet.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    with os.fdopen(libc.inotify_init(), "rb", buffering=0) as removals:
-        assert libc.inotify_add_watch(removals.fileno(), bytes(SHARED_MEMORY), IN_DELETE) > 0, ctypes.get_errno()
-        deadline = time.monotonic() + seconds
-        while (SHARED_MEMORY / name).exists():
-            if not select.select([removals], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                return False
-            removals.read(65536)
-        return True
-
-
 @pytest.fixture(scope="session", autouse=True)
 def helpers_of_the_program() -> None:
     """Start what multiprocessing and uvloop keep for the life of the program, so that it is no test's leftover."""
@@ -182,7 +137,7 @@ class Snapshot:
     """What there is at a moment: processes, descriptors, shared memory."""
 
     def __init__(self) -> None:
-        self.processes, self.descriptors, self.shared_memory = processes(), descriptors(), shared_memory()
+        self.processes, self.descriptors, self.shared_memory = processes(), descriptors(), names()
 
     def new_since(self, before: Snapshot) -> dict[str, object]:
         """Return what is here now and was not before, by its kind."""
@@ -209,7 +164,7 @@ def nothing_left(helpers_of_the_program: None) -> Iterator[None]:
             del left["processes"]
         memory = left.pop("shared memory", set())
         assert isinstance(memory, set)
-        if own := {name for name in memory if not belongs_to_others(name) and not vanishes(name)}:
+        if own := {name for name in memory if is_left(name, {os.getpid(), *processes()})}:
             left["shared memory"] = own
         assert not left
 
