@@ -23,7 +23,7 @@ INTERRUPTED = 130  # what a shell calls a program that Ctrl-C has ended
 
 
 def _line_names() -> str:
-    return "\n".join(f"  {line.name:<20}{line.title}" for line in LINES.values())
+    return "\n".join(f"  {line.name:<21} {line.title}" for line in LINES.values())
 
 
 def _positive(text: str) -> float:

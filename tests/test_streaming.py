@@ -301,6 +301,21 @@ async def test_what_makes_no_sense_is_said_at_once() -> None:
             await stream.aclose()
 
 
+@KINDS
+async def test_a_call_of_a_generator_function_is_an_error_of_its_line(*, asynchronous: bool) -> None:
+    """It has no value that could be waited for; an executor's future has the same error."""
+    function = COUNTING[asynchronous]
+    async with AioPool(1) as pool, AioPool(1, max_pending=1) as limited:
+        for each in (pool, limited):
+            for verb in (each.apply_async, each.submit):
+                with pytest.raises(TypeError, match="count is a generator function: stream gives what it yields"):
+                    verb(function, (3,))
+            with pytest.raises(TypeError, match="count is a generator function"):
+                await each.apply(function, (3,))
+        with pytest.raises(TypeError, match="count is a generator function"):
+            await asyncio.wrap_future(pool.as_executor().submit(function, 3))
+
+
 async def test_waiting_for_a_value_for_some_time_only(latch: Latch) -> None:
     """Nothing is lost."""
     async with AioPool(1) as pool:

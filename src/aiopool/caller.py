@@ -23,7 +23,7 @@ from .arguments import (
     seconds,
 )
 from .backends.base import Backend
-from .calls import Call, CallKind, Limits, Outcome, Pace
+from .calls import YIELDING, Call, CallKind, Limits, Outcome, Pace
 from .carrying import Around
 from .executor import PoolExecutor
 from .lifecycle import Guard
@@ -176,6 +176,7 @@ class Caller:
             PoolNotRunning: the pool is not started, or closed.
             PoolTerminated: the pool was terminated meanwhile.
             BrokenPool: workers keep dying before they can serve a call.
+            TypeError: ``func`` cannot be called, or is a generator function, which `stream` is for.
         """
         if self._engine.admission.limited:
             result = await self._begin_in_turn(func, args, kwds, self._limits_for(timeout, retries))
@@ -194,7 +195,7 @@ class Caller:
         limits: Limits,
     ) -> AsyncResult[T]:
         """Begin a call as soon as there is room for it."""
-        function, positional, keywords = self._prepare(func, args, kwds)
+        function, positional, keywords = self._prepare_one(func, args, kwds)
         packer = self._engine.packer
         result: AsyncResult[T] = AsyncResult(self._engine.backend, function.name)
         call = packer.make(function, positional, keywords, result.finish, limits, packer.carried())
@@ -271,7 +272,7 @@ class Caller:
         callback: Callable[[T], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
     ) -> AsyncResult[T]:
-        function, positional, keywords = self._prepare(func, args, kwds)
+        function, positional, keywords = self._prepare_one(func, args, kwds)
         packer = self._engine.packer
         result: AsyncResult[T] = AsyncResult(self._engine.backend, function.name)
         result.add_callbacks(callback, error_callback)
@@ -316,7 +317,7 @@ class Caller:
             TypeError: the function is no generator function.
         """
         function, positional, keywords = self._prepare(func, args, kwds)
-        if function.kind not in (CallKind.GENERATOR, CallKind.ASYNC_GENERATOR):
+        if function.kind not in YIELDING:
             raise TypeError(f"func must be a generator function or an async generator function, not {func!r}")
         if not self._engine.backend.streams:
             raise NotImplementedError(
@@ -345,6 +346,15 @@ class Caller:
         keywords = {} if kwds is None else dict(kwds)
         positional = args if type(args) is tuple else tuple(iterate("args", args))
         return self._engine.packer.find(func), positional, keywords
+
+    def _prepare_one(
+        self, func: Callable[..., object], args: Iterable[Any], kwds: Mapping[str, Any] | None
+    ) -> tuple[Function, tuple[Any, ...], dict[str, Any]]:
+        """Do the same for a call that has one value, and so is not to be of a generator function."""
+        prepared = self._prepare(func, args, kwds)
+        if prepared[0].kind in YIELDING:
+            raise TypeError(f"{name_of(func)} is a generator function: stream gives what it yields")
+        return prepared
 
     def _limits_for(self, timeout: float | Default | None, retries: int | Default) -> Limits:
         if timeout is Default.POOLS and retries is Default.POOLS:

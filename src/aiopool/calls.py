@@ -40,6 +40,9 @@ class CallKind(enum.Enum):
 SHARING = (CallKind.COROUTINE, CallKind.ASYNC_GENERATOR)
 """What may run beside others."""
 
+YIELDING = (CallKind.GENERATOR, CallKind.ASYNC_GENERATOR)
+"""What has values, not one value."""
+
 
 class CallPhase(enum.Enum):
     """Where a call stands. It ends exactly once."""
