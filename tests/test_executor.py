@@ -198,6 +198,16 @@ async def test_a_bad_chunksize_is_refused(executor: PoolExecutor) -> None:
         executor.map(jobs.square, [1], chunksize=0)
 
 
+@pytest.mark.parametrize("chunksize", [1, 10**30])
+async def test_map_takes_any_chunksize_and_no_timeout_that_is_no_time(executor: PoolExecutor, chunksize: int) -> None:
+    """The other arguments are checked as the pool's are."""
+    assert await elsewhere(lambda: list(executor.map(jobs.square, [1, 2], chunksize=chunksize))) == [1, 4]
+    with pytest.raises(TypeError, match="timeout must be a number of seconds, or None, not '1'"):
+        executor.map(jobs.square, [1], timeout="1", chunksize=chunksize)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="fn must be callable, not 3"):
+        executor.map(3, [1], chunksize=chunksize)  # type: ignore[arg-type]
+
+
 # wait, as_completed.
 
 

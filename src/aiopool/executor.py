@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
-from .arguments import at_least_one, check_callable
+from .arguments import check_callable, patience, size
 from .backends.base import Backend, in_loop
 from .exceptions import PoolTerminated
 from .results import AsyncResult
@@ -90,10 +90,12 @@ class PoolExecutor(concurrent.futures.ThreadPoolExecutor):
             timeout: seconds from now until the iterator raises TimeoutError, or None.
             chunksize: how many calls travel together; for the pool they are one.
         """
-        if at_least_one("chunksize", chunksize) == 1:
+        check_callable("fn", fn)
+        length, timeout = size("chunksize", chunksize), patience(timeout)
+        if length == 1:
             return super().map(fn, *iterables, timeout=timeout)
         calls = zip(*iterables, strict=False)
-        chunks = iter(lambda: list(itertools.islice(calls, chunksize)), [])
+        chunks = iter(lambda: list(itertools.islice(calls, length)), [])
         values: Iterator[list[T]] = super().map(partial(job.starmap_chunk, fn), chunks, timeout=timeout)
         return itertools.chain.from_iterable(values)
 

@@ -10,7 +10,7 @@ from itertools import chain
 from typing import Any, Generic, TypeVar
 
 from . import failures
-from .arguments import check_callable
+from .arguments import check_callable, patience
 from .backends.base import Backend
 from .calls import CANCELLED, Call, CallPhase, Outcome, Reply
 from .exceptions import AioPoolError, CallAborted, NotPicklable, PoolTerminated, ResultTimeout
@@ -125,7 +125,7 @@ class AsyncResult(asyncio.Future[T], Generic[T]):
 
     async def wait(self, timeout: float | None = None) -> None:
         """Wait until the call has ended, or for ``timeout`` seconds; cancelling this leaves the call alone."""
-        await asyncio.wait([self], timeout=timeout)
+        await asyncio.wait([self], timeout=patience(timeout))
 
     def ready(self) -> bool:
         """Return whether the call has ended."""
