@@ -302,6 +302,33 @@ def test_shutdown_ends_what_a_closed_loop_has_left() -> None:
         future.result(0)
 
 
+def test_a_block_that_ends_with_its_closed_loop_ends_what_threads_wait_for() -> None:
+    """The block is left as its task is collected; else they would wait for ever."""
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda _loop, _context: None)  # that a task was pending
+    made: list[PoolExecutor] = []
+
+    async def stand() -> None:
+        async with AioPool(1) as pool:
+            made.append(pool.as_executor())
+            await asyncio.get_running_loop().create_future()
+
+    async def until_it_stands() -> None:
+        tasks.append(asyncio.ensure_future(stand()))
+        while not made:
+            await asyncio.sleep(0)
+
+    tasks: list[asyncio.Future[None]] = []
+    loop.run_until_complete(until_it_stands())
+    future = made[0].submit(jobs.spin)
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    tasks.clear()
+    gc.collect()
+    with pytest.raises(PoolTerminated, match="loop was closed"):
+        future.result(0)
+
+
 async def test_it_waits_for_room() -> None:
     """Where only so many may wait, futures have to wait, too; nobody has to retry."""
     async with AioPool(1, max_pending=1) as pool:

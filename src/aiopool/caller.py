@@ -79,6 +79,8 @@ class Engine(NamedTuple):
     """Says where a call can be made."""
     streams: weakref.WeakSet[Stream]
     """Those that have not come to their end, and some that have."""
+    executors: weakref.WeakSet[PoolExecutor]
+    """Those that were made."""
 
 
 class Caller:
@@ -336,7 +338,9 @@ class Caller:
         It may be used in any thread, and be the loop's default executor. Its functions and their arguments and values
         are pickled, as ever. Cancelling one of its futures cancels the call. Shutting it down leaves the pool alone.
         """
-        return PoolExecutor(self._engine.backend, partial(self._begin_in_turn, limits=self._limits))
+        executor = PoolExecutor(self._engine.backend, partial(self._begin_in_turn, limits=self._limits))
+        self._engine.executors.add(executor)
+        return executor
 
     def _prepare(
         self, func: Callable[..., object], args: Iterable[Any], kwds: Mapping[str, Any] | None

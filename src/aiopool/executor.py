@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import itertools
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
@@ -116,8 +117,7 @@ class PoolExecutor(concurrent.futures.ThreadPoolExecutor):
         if cancel_futures and not loop.is_closed():
             loop.call_soon_threadsafe(self._cancel_waiting)
         if loop.is_closed():
-            for future in futures:  # which nobody else will ever end
-                future.set_exception(PoolTerminated("the pool's loop was closed before this call had ended"))
+            self.end_left()
         elif wait and futures:
             if in_loop(loop):
                 raise RuntimeError(
@@ -125,6 +125,16 @@ class PoolExecutor(concurrent.futures.ThreadPoolExecutor):
                     "await their futures first (`asyncio.wrap_future`), or call shutdown(wait=False)"
                 )
             concurrent.futures.wait(futures)
+
+    def end_left(self) -> None:
+        """End the calls that a closed loop has left: nobody else ever would, and threads may wait for them."""
+        with self._turn:
+            futures = list(self._calls)
+        if not futures or not self._backend.loop.is_closed():
+            return
+        for future in futures:
+            with contextlib.suppress(concurrent.futures.InvalidStateError):  # cancelled by its user, a moment ago
+                future.set_exception(PoolTerminated("the pool's loop was closed before this call had ended"))
 
     # In the loop.
 

@@ -204,7 +204,8 @@ class AioPool(Lifecycle, Caller):
         Lifecycle.__init__(self, runs, prepare)
         packer = Packer(runs, carrier, pickling, watchers)
         admission = Admission(runs, optional(at_least_one, "max_pending", max_pending))
-        Caller.__init__(self, Engine(runs, packer, admission, policy, self._guard, weakref.WeakSet()), limits)
+        engine = Engine(runs, packer, admission, policy, self._guard, weakref.WeakSet(), weakref.WeakSet())
+        Caller.__init__(self, engine, limits)
 
     async def join(self) -> None:
         """Wait until the last worker is gone.
@@ -218,6 +219,12 @@ class AioPool(Lifecycle, Caller):
             for stream in list(self._engine.streams):
                 stream.forsake(asyncio.current_task())
         await Lifecycle.join(self)
+
+    def abandon(self) -> None:
+        """End the workers at once, without a loop: for where nothing can be awaited."""
+        Lifecycle.abandon(self)
+        for executor in list(self._engine.executors):
+            executor.end_left()
 
     @property
     def processes(self) -> int:
