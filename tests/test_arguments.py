@@ -114,3 +114,6 @@ def test_a_truth_value_must_be_one() -> None:
     """A text such as "no" would count as true."""
     with pytest.raises(TypeError, match=r"^pickled must be True or False, not 'no'$"):
         Inline(pickled="no")  # type: ignore[arg-type]
+    dask = pytest.importorskip("aiopool.backends.dask")
+    with pytest.raises(TypeError, match=r"^restart_cancelled must be True or False, not 1$"):
+        dask.DaskBackend(restart_cancelled=1)

@@ -92,6 +92,8 @@ class AsyncResult(asyncio.Future[T], Generic[T]):
     ``await result``, and everything else that takes a future, works. Cancelling it, or a task that directly awaits
     it, cancels the call: one that waits is never run; one that runs is ended with its worker, and the result is
     done, and cancelled, when that worker is gone. Until then `cancelled` is false, as it is with a task.
+
+    It does not keep its pool: one that nobody holds any more is ended, and its results fail with `PoolTerminated`.
     """
 
     __slots__ = ("_backend", "_calls", "_listeners", "_message", "_name", "_stopping")
