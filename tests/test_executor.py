@@ -198,6 +198,16 @@ async def test_a_bad_chunksize_is_refused(executor: PoolExecutor) -> None:
         executor.map(jobs.square, [1], chunksize=0)
 
 
+@pytest.mark.parametrize("chunksize", [1, 10**30])
+async def test_map_takes_any_chunksize_and_no_timeout_that_is_no_time(executor: PoolExecutor, chunksize: int) -> None:
+    """The other arguments are checked as the pool's are."""
+    assert await elsewhere(lambda: list(executor.map(jobs.square, [1, 2], chunksize=chunksize))) == [1, 4]
+    with pytest.raises(TypeError, match="timeout must be a number of seconds, or None, not '1'"):
+        executor.map(jobs.square, [1], timeout="1", chunksize=chunksize)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="fn must be callable, not 3"):
+        executor.map(3, [1], chunksize=chunksize)  # type: ignore[arg-type]
+
+
 # wait, as_completed.
 
 
@@ -288,6 +298,33 @@ def test_shutdown_ends_what_a_closed_loop_has_left() -> None:
     loop.close()
     pool.abandon()
     executor.shutdown()
+    with pytest.raises(PoolTerminated, match="loop was closed"):
+        future.result(0)
+
+
+def test_a_block_that_ends_with_its_closed_loop_ends_what_threads_wait_for() -> None:
+    """The block is left as its task is collected; else they would wait for ever."""
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda _loop, _context: None)  # that a task was pending
+    made: list[PoolExecutor] = []
+
+    async def stand() -> None:
+        async with AioPool(1) as pool:
+            made.append(pool.as_executor())
+            await asyncio.get_running_loop().create_future()
+
+    async def until_it_stands() -> None:
+        tasks.append(asyncio.ensure_future(stand()))
+        while not made:
+            await asyncio.sleep(0)
+
+    tasks: list[asyncio.Future[None]] = []
+    loop.run_until_complete(until_it_stands())
+    future = made[0].submit(jobs.spin)
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    tasks.clear()
+    gc.collect()
     with pytest.raises(PoolTerminated, match="loop was closed"):
         future.result(0)
 

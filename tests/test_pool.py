@@ -7,10 +7,12 @@ import multiprocessing
 import os
 import traceback
 from collections.abc import AsyncIterator, Iterator
+from fractions import Fraction
 from typing import Any
 
 import pytest
 
+import async_jobs
 import jobs
 from aiopool import AioPool, AsyncResult, MapResult, NotPicklable, PoolTerminated, ResultTimeout, cpus
 from latch import Latch
@@ -182,6 +184,7 @@ async def test_a_failure_with_an_error_callback_counts_as_seen(pool: AioPool) ->
         ({"preload": "json"}, TypeError, "preload must be a sequence of module names, not 'json'"),
         ({"preload": 5}, TypeError, "preload must be a sequence of module names, not 5"),
         ({"preload": [5]}, TypeError, "preload must be a sequence of module names, not [5]"),
+        ({"forward_logs": "no"}, TypeError, "forward_logs must be True or False, not 'no'"),
     ],
 )
 async def test_bad_options_are_refused_before_anything_starts(kwds: dict[str, Any], error, text: str) -> None:
@@ -233,6 +236,19 @@ async def test_bad_arguments_of_calls_are_refused_at_the_callers_line(pool: AioP
         (lambda: pool.imap(jobs.square, 3), TypeError, "the input must be an iterable or an async iterable, not 3"),  # type: ignore[arg-type]
         (lambda: pool.imap_unordered(3, [3]), TypeError, "func must be callable, not 3"),  # type: ignore[arg-type]
         (lambda: pool.apply_async(jobs.square, callback=3), TypeError, "callback must be callable, not 3"),  # type: ignore[arg-type]
+        (lambda: pool.apply_async(jobs.square, (), 5), TypeError, "kwds must be a mapping of names to values, not 5"),  # type: ignore[call-overload]
+        (
+            lambda: pool.apply_async(jobs.square, (), [("a", 1)]),  # type: ignore[call-overload]
+            TypeError,
+            "kwds must be a mapping of names to values, not [('a', 1)]",
+        ),
+        (
+            lambda: pool.apply_async(jobs.square, (), {3: 1}),  # type: ignore[call-overload]
+            TypeError,
+            "kwds must be a mapping of names to values; 3 in it is no name",
+        ),
+        (lambda: pool.dump_on(True), TypeError, "number must be that of a signal, such as signal.SIGUSR1, not True"),
+        (lambda: pool.dump_on(999), ValueError, "number must be that of a signal, such as signal.SIGUSR1, not 999"),
     ]
     for call, error, text in refused:
         with pytest.raises(error) as caught:
@@ -242,6 +258,37 @@ async def test_bad_arguments_of_calls_are_refused_at_the_callers_line(pool: AioP
     assert "0 calls waiting" in repr(pool)
     with pytest.raises(TypeError, match="the input must be an iterable or an async iterable, not 3"):
         await pool.map(jobs.square, 3)  # type: ignore[arg-type]
+
+
+async def test_a_timeout_that_is_no_time_is_refused_by_every_wait(pool: AioPool) -> None:
+    """Also by one that would not have to wait, and whatever it waits for."""
+    result = pool.submit(jobs.square, 3)
+    await result
+    values, yielded = pool.imap(jobs.square, [3]), pool.stream(async_jobs.count, 1)
+    for wait in (result.get, result.wait, values.next, yielded.next):
+        with pytest.raises(TypeError) as caught:
+            await wait("1")  # type: ignore[arg-type]
+        assert str(caught.value) == "timeout must be a number of seconds, or None, not '1'"
+        await wait(float("inf"))
+    await yielded.aclose()
+
+
+async def test_a_wait_of_no_time_or_less_looks_once(pool: AioPool, latch: Latch, gate: Latch) -> None:
+    """As in multiprocessing."""
+    result = pool.submit(jobs.tell_and_wait, latch.path, gate.path)
+    for timeout in (0, -1, -(10**400), Fraction(-1, 2)):
+        with pytest.raises(ResultTimeout):
+            await result.get(timeout)  # type: ignore[arg-type]
+    gate.let()
+    await result
+
+
+async def test_chunks_and_buffers_may_be_larger_than_anything(pool: AioPool) -> None:
+    """They hold all there is."""
+    assert await pool.map(jobs.square, [1, 2], chunksize=10**30) == [1, 4]
+    for mapped in (pool.imap, pool.imap_unordered):
+        assert [value async for value in mapped(jobs.square, [1, 2], 10**30, 10**30)] == [1, 4]
+    assert [value async for value in pool.options(buffersize=10**30).stream(async_jobs.count, 2)] == [0, 1]
 
 
 async def test_what_an_input_raises_when_it_is_asked_for_its_items_is_its_own(pool: AioPool) -> None:

@@ -8,6 +8,7 @@ import gc
 import io
 import itertools
 import operator
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any, NoReturn
 
@@ -17,6 +18,7 @@ import rich.progress
 import uvloop
 from tqdm.asyncio import tqdm
 
+import async_jobs
 import jobs
 from aiopool import (
     AioPool,
@@ -656,3 +658,17 @@ async def test_progress_bars_go_over_streams_as_they_are() -> None:
 def iter_of(items: Iterable[int]) -> Iterator[int]:
     """Give items without telling how many."""
     yield from items
+
+
+@pytest.mark.parametrize("verb", ["imap", "imap_unordered", "stream"])
+async def test_the_iterator_keeps_its_pool(verb: str) -> None:
+    """One that nobody else holds goes on until the last value, and goes with the iterator."""
+    pool = AioPool(1)
+    await pool.start()
+    ended = weakref.ref(pool)
+    values: Any = pool.stream(async_jobs.count, 3) if verb == "stream" else getattr(pool, verb)(jobs.same, range(3))
+    del pool
+    assert [value async for value in values] == [0, 1, 2]
+    with pytest.warns(ResourceWarning, match="unclosed AioPool"):
+        del values
+    assert ended() is None

@@ -13,14 +13,15 @@ from .admission import Admission
 from .arguments import (
     Default,
     at_least,
-    at_least_one,
     check_callable,
     iterate,
     iterate_input,
+    keywords_of,
     length_of,
     name_of,
     optional,
     seconds,
+    size,
 )
 from .backends.base import Backend
 from .calls import YIELDING, Call, CallKind, Limits, Outcome, Pace
@@ -78,6 +79,8 @@ class Engine(NamedTuple):
     """Says where a call can be made."""
     streams: weakref.WeakSet[Stream]
     """Those that have not come to their end, and some that have."""
+    executors: weakref.WeakSet[PoolExecutor]
+    """Those that were made."""
 
 
 class Caller:
@@ -116,8 +119,8 @@ class Caller:
             ValueError: a number is out of its range.
             TypeError: an argument is of the wrong type.
         """
-        size = self._buffersize if buffersize is Default.POOLS else at_least_one("buffersize", buffersize)
-        return Caller(self._engine, self._limits_for(timeout, retries), size, self)
+        ahead = self._buffersize if buffersize is Default.POOLS else size("buffersize", buffersize)
+        return Caller(self._engine, self._limits_for(timeout, retries), ahead, self)
 
     def __repr__(self) -> str:
         limits = self._limits
@@ -328,7 +331,7 @@ class Caller:
         stream = Stream(engine.backend, function.name, self._buffersize)
         engine.streams.add(stream)
         stream.begin(engine.packer.make(function, positional, keywords, stream.finish, limits, engine.packer.carried()))
-        return StreamIterator(stream)
+        return StreamIterator(stream, self)
 
     def as_executor(self) -> PoolExecutor:
         """Return a `concurrent.futures.Executor` that runs its calls here, for libraries that want one.
@@ -336,14 +339,16 @@ class Caller:
         It may be used in any thread, and be the loop's default executor. Its functions and their arguments and values
         are pickled, as ever. Cancelling one of its futures cancels the call. Shutting it down leaves the pool alone.
         """
-        return PoolExecutor(self._engine.backend, partial(self._begin_in_turn, limits=self._limits))
+        executor = PoolExecutor(self._engine.backend, partial(self._begin_in_turn, limits=self._limits))
+        self._engine.executors.add(executor)
+        return executor
 
     def _prepare(
         self, func: Callable[..., object], args: Iterable[Any], kwds: Mapping[str, Any] | None
     ) -> tuple[Function, tuple[Any, ...], dict[str, Any]]:
         self._engine.guard.check_usable()
         check_callable("func", func)
-        keywords = {} if kwds is None else dict(kwds)
+        keywords = {} if kwds is None else keywords_of(kwds)
         positional = args if type(args) is tuple else tuple(iterate("args", args))
         return self._engine.packer.find(func), positional, keywords
 
@@ -630,7 +635,7 @@ class Caller:
     ) -> MapResult[T]:
         self._engine.guard.check_usable()
         check_callable("func", func)
-        optional(at_least_one, "chunksize", chunksize)
+        chunksize = optional(size, "chunksize", chunksize)
         result: MapResult[T] = MapResult(self._engine.backend, name_of(func))
         result.add_callbacks(callback, error_callback)
         admission, packer = self._engine.admission, self._engine.packer
@@ -638,15 +643,15 @@ class Caller:
 
         def begin(items: list[Any]) -> None:
             self._engine.guard.check_usable()
-            size = self._size_of_chunks(len(items), chunksize, limits, kind, packer.pace_of(func))
+            length = self._size_of_chunks(len(items), chunksize, limits, kind, packer.pace_of(func))
             waits = wait and admission.limited
             if not waits:
-                admission.take(-(-len(items) // size))
+                admission.take(-(-len(items) // length))
             calls = self._make_chunks(
                 packer.find_runner(AWAITED[over_chunk] if kind is CallKind.COROUTINE else over_chunk, func),
                 func,
                 items,
-                size,
+                length,
                 result.finish_chunk,
                 limits,
                 company,
@@ -678,7 +683,7 @@ class Caller:
         runner: Function,
         func: Callable[..., object],
         items: list[Any],
-        size: int,
+        length: int,
         finish: Callable[[int, Outcome], None],
         limits: Limits,
         company: Sequence[Around],
@@ -688,8 +693,8 @@ class Caller:
         """Return a call for each chunk, or drop all of them and raise."""
         packer, calls = self._engine.packer, list[Call]()
         try:
-            for number, begin in enumerate(range(0, len(items), size)):
-                chunk = items[begin : begin + size]
+            for number, begin in enumerate(range(0, len(items), length)):
+                chunk = items[begin : begin + length]
                 ended = partial(finish, number)
                 calls.append(
                     packer.make(
@@ -714,8 +719,7 @@ class Caller:
     ) -> ImapIterator[T]:
         self._engine.guard.check_usable()
         check_callable("func", func)
-        at_least_one("chunksize", chunksize)
-        optional(at_least_one, "buffersize", buffersize)
+        chunksize, buffersize = size("chunksize", chunksize), optional(size, "buffersize", buffersize)
         awaited, backend = kind_of(func) is CallKind.COROUTINE, self._engine.backend
         ahead = CHUNKS_AHEAD * (backend.concurrency if awaited else 1)
         source = iterable if isinstance(iterable, AsyncIterable) else iterate_input(iterable)
@@ -740,4 +744,4 @@ class Caller:
             left=length_of(iterable),
         )
         window.open(source)
-        return ImapIterator(window)
+        return ImapIterator(window, self)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import itertools
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
-from .arguments import at_least_one, check_callable
+from .arguments import check_callable, patience, size
 from .backends.base import Backend, in_loop
 from .exceptions import PoolTerminated
 from .results import AsyncResult
@@ -90,10 +91,12 @@ class PoolExecutor(concurrent.futures.ThreadPoolExecutor):
             timeout: seconds from now until the iterator raises TimeoutError, or None.
             chunksize: how many calls travel together; for the pool they are one.
         """
-        if at_least_one("chunksize", chunksize) == 1:
+        check_callable("fn", fn)
+        length, timeout = size("chunksize", chunksize), patience(timeout)
+        if length == 1:
             return super().map(fn, *iterables, timeout=timeout)
         calls = zip(*iterables, strict=False)
-        chunks = iter(lambda: list(itertools.islice(calls, chunksize)), [])
+        chunks = iter(lambda: list(itertools.islice(calls, length)), [])
         values: Iterator[list[T]] = super().map(partial(job.starmap_chunk, fn), chunks, timeout=timeout)
         return itertools.chain.from_iterable(values)
 
@@ -114,8 +117,7 @@ class PoolExecutor(concurrent.futures.ThreadPoolExecutor):
         if cancel_futures and not loop.is_closed():
             loop.call_soon_threadsafe(self._cancel_waiting)
         if loop.is_closed():
-            for future in futures:  # which nobody else will ever end
-                future.set_exception(PoolTerminated("the pool's loop was closed before this call had ended"))
+            self.end_left()
         elif wait and futures:
             if in_loop(loop):
                 raise RuntimeError(
@@ -123,6 +125,16 @@ class PoolExecutor(concurrent.futures.ThreadPoolExecutor):
                     "await their futures first (`asyncio.wrap_future`), or call shutdown(wait=False)"
                 )
             concurrent.futures.wait(futures)
+
+    def end_left(self) -> None:
+        """End the calls that a closed loop has left: nobody else ever would, and threads may wait for them."""
+        with self._turn:
+            futures = list(self._calls)
+        if not futures or not self._backend.loop.is_closed():
+            return
+        for future in futures:
+            with contextlib.suppress(concurrent.futures.InvalidStateError):  # cancelled by its user, a moment ago
+                future.set_exception(PoolTerminated("the pool's loop was closed before this call had ended"))
 
     # In the loop.
 

@@ -15,6 +15,7 @@ from typing import Any, NoReturn, Self
 import anyio
 import anyio.lowlevel
 
+from .arguments import signal_number
 from .backends import start_methods
 from .backends.base import Backend, Remains, in_loop
 from .dumps import dump_on
@@ -126,10 +127,12 @@ class Lifecycle:
             number: of the signal, such as `signal.SIGUSR1`.
 
         Raises:
-            RuntimeError: this is not the main thread, or the loop handles no signals.
+            RuntimeError: this is not the main thread, or the loop handles no signals, or not this one.
+            TypeError: that is no number.
+            ValueError: no signal has it.
         """
         self._guard.check_usable()
-        dump_on(number, self._backend)
+        dump_on(signal_number(number), self._backend)
 
     async def join(self) -> None:
         """Wait until the last worker is gone.

@@ -22,6 +22,8 @@ from .arguments import (
     module_names,
     optional,
     seconds,
+    size,
+    truth,
 )
 from .backends import start_methods
 from .backends.base import Backend, Elsewhere, Wanted
@@ -143,7 +145,8 @@ class AioPool(Lifecycle, Caller):
         backend: Literal["local", "inline"] | Inline | Elsewhere = "local",
     ) -> None:
         cpus = usable_cpus()
-        seats = cpus if processes is None else at_least_one("processes", processes)
+        processes = optional(at_least_one, "processes", processes)
+        seats = cpus if processes is None else processes
         if initializer is not None:
             check_callable("initializer", initializer)
         modules = module_names("preload", preload)
@@ -155,7 +158,7 @@ class AioPool(Lifecycle, Caller):
         start_method = find_context(context)
         limits = Limits(optional(seconds, "timeout", timeout), at_least(0, "retries", retries))
         policy = RecyclePolicy(
-            optional(at_least_one, "maxtasksperchild", maxtasksperchild),
+            optional(size, "maxtasksperchild", maxtasksperchild),
             optional(seconds, "max_age", max_age),
             fraction("recycle_jitter", recycle_jitter),
         )
@@ -166,6 +169,7 @@ class AioPool(Lifecycle, Caller):
         threads = optional(at_least_one, "thread_limit", thread_limit)
         grace, patience = seconds("cancel_grace", cancel_grace, zero=True), seconds("start_timeout", start_timeout)
         idling = find_idling(idle_timeout, min_processes, seats)
+        forwards = truth("forward_logs", forward_logs)
         runs: Backend
         if elsewhere is not None:
             others = not_default(
@@ -181,9 +185,9 @@ class AioPool(Lifecycle, Caller):
                 min_processes=(min_processes, None),
                 thread_limit=(thread_limit, None),
             )
-            runs = elsewhere.make(Wanted(processes, initialize, pickling, patience, forward_logs, watchers, others))
+            runs = elsewhere.make(Wanted(processes, initialize, pickling, patience, forwards, watchers, others))
         else:
-            levels = log_records.levels if forward_logs else no_levels
+            levels = log_records.levels if forwards else no_levels
             setup = Setup(start_method, initialize, memory, levels, pickling, {}, looping)
             runs = LocalBackend(
                 seats,
@@ -200,7 +204,8 @@ class AioPool(Lifecycle, Caller):
         Lifecycle.__init__(self, runs, prepare)
         packer = Packer(runs, carrier, pickling, watchers)
         admission = Admission(runs, optional(at_least_one, "max_pending", max_pending))
-        Caller.__init__(self, Engine(runs, packer, admission, policy, self._guard, weakref.WeakSet()), limits)
+        engine = Engine(runs, packer, admission, policy, self._guard, weakref.WeakSet(), weakref.WeakSet())
+        Caller.__init__(self, engine, limits)
 
     async def join(self) -> None:
         """Wait until the last worker is gone.
@@ -214,6 +219,12 @@ class AioPool(Lifecycle, Caller):
             for stream in list(self._engine.streams):
                 stream.forsake(asyncio.current_task())
         await Lifecycle.join(self)
+
+    def abandon(self) -> None:
+        """End the workers at once, without a loop: for where nothing can be awaited."""
+        Lifecycle.abandon(self)
+        for executor in list(self._engine.executors):
+            executor.end_left()
 
     @property
     def processes(self) -> int:
@@ -290,10 +301,11 @@ def no_levels() -> None:
 
 def find_idling(timeout: float | None, minimum: int | None, processes: int) -> IdlePolicy:
     """Return which workers go that have nothing to do, or raise TypeError or ValueError."""
-    optional(seconds, "idle_timeout", timeout)
+    timeout = optional(seconds, "idle_timeout", timeout)
     if minimum is None:
         return IdlePolicy(timeout, 1)
-    if at_least(0, "min_processes", minimum) > processes:
+    minimum = at_least(0, "min_processes", minimum)
+    if minimum > processes:
         raise ValueError(f"min_processes must be at most processes, which is {processes}, not {minimum}")
     if timeout is None:
         raise ValueError(f"min_processes needs an idle_timeout, or all workers stay, not only {minimum}")

@@ -10,7 +10,7 @@ from itertools import chain
 from typing import Any, Generic, TypeVar
 
 from . import failures
-from .arguments import check_callable
+from .arguments import check_callable, patience
 from .backends.base import Backend
 from .calls import CANCELLED, Call, CallPhase, Outcome, Reply
 from .exceptions import AioPoolError, CallAborted, NotPicklable, PoolTerminated, ResultTimeout
@@ -92,6 +92,8 @@ class AsyncResult(asyncio.Future[T], Generic[T]):
     ``await result``, and everything else that takes a future, works. Cancelling it, or a task that directly awaits
     it, cancels the call: one that waits is never run; one that runs is ended with its worker, and the result is
     done, and cancelled, when that worker is gone. Until then `cancelled` is false, as it is with a task.
+
+    It does not keep its pool: one that nobody holds any more is ended, and its results fail with `PoolTerminated`.
     """
 
     __slots__ = ("_backend", "_calls", "_listeners", "_message", "_name", "_stopping")
@@ -125,7 +127,7 @@ class AsyncResult(asyncio.Future[T], Generic[T]):
 
     async def wait(self, timeout: float | None = None) -> None:
         """Wait until the call has ended, or for ``timeout`` seconds; cancelling this leaves the call alone."""
-        await asyncio.wait([self], timeout=timeout)
+        await asyncio.wait([self], timeout=patience(timeout))
 
     def ready(self) -> bool:
         """Return whether the call has ended."""

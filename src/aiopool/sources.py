@@ -13,6 +13,7 @@ from typing import Any, Generic, Self, TypeVar
 
 import anyio
 
+from .arguments import patience
 from .backends.base import Backend
 from .exceptions import AioPoolError, ResultTimeout
 
@@ -102,10 +103,16 @@ class Source(abc.ABC):
 
 
 class SourceIterator(AsyncIterator[T], Generic[T]):
-    """An async iterator over a source's values."""
+    """An async iterator over a source's values.
 
-    def __init__(self, source: Source) -> None:
+    Args:
+        source: has them.
+        pool: gives them; it lives as long as this does. (What calls in flight hold, must not hold it.)
+    """
+
+    def __init__(self, source: Source, pool: object) -> None:
         self._source = source
+        self._pool = pool
 
     def __aiter__(self) -> Self:
         return self
@@ -134,9 +141,9 @@ class SourceIterator(AsyncIterator[T], Generic[T]):
             ResultTimeout: the time is up. Nothing is lost: the value comes with a later call.
             StopAsyncIteration: there are no more.
         """
-        source = self._source
-        if timeout is not None:
-            deadline = source.backend.loop.time() + timeout
+        source, longest = self._source, patience(timeout)
+        if longest is not None:
+            deadline = source.backend.loop.time() + longest
             while source.turn() is None and not source.over:
                 left = deadline - source.backend.loop.time()
                 if left <= 0:

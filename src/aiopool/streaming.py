@@ -135,7 +135,7 @@ class StreamIterator(SourceIterator[T]):
 
     Leaving the loop while this is kept leaves the generator where it is, held back: `aclose` closes it, as does letting
     go of this. Several tasks may share one; if one of them is cancelled as it waits for a value, the others are told by
-    an `AioPoolError` that there will be no more.
+    an `AioPoolError` that there will be no more. The pool lives as long as this is held.
     """
 
     def __repr__(self) -> str:

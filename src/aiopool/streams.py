@@ -271,7 +271,7 @@ class ImapIterator(SourceIterator[T]):
     A call that raises has its exception raised in its turn; the iteration may go on after that. Leaving the loop,
     or cancelling it, ends the calls in flight and reads no more of the input. (Where an iterator is kept after its
     loop, `aclose` does that.) Several tasks may share one; if one of them is cancelled as it waits for a value, the
-    others are told by an `AioPoolError` that there will be no more.
+    others are told by an `AioPoolError` that there will be no more. The pool lives as long as this is held.
     """
 
     _source: Window

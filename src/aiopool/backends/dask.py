@@ -12,6 +12,7 @@ from types import MappingProxyType
 import cloudpickle
 from distributed import Client, Security
 
+from ..arguments import truth
 from ..cpus import usable_cpus
 from ..pickling import Pickler
 from .base import Backend, Elsewhere, Wanted
@@ -52,7 +53,7 @@ class DaskBackend(Elsewhere):
             nobody waits for such a call any more, but its work goes on.
 
     Raises:
-        TypeError: ``cluster`` is none of these.
+        TypeError: ``cluster`` is none of these, or ``restart_cancelled`` neither True nor False.
         ValueError: ``security`` is given where there is no address that it could be for.
     """
 
@@ -71,7 +72,7 @@ class DaskBackend(Elsewhere):
             raise ValueError(f"security is for an address; {cluster!r} is none, and has its own")
         self.cluster = cluster
         self.security = security
-        self.restart_cancelled = restart_cancelled
+        self.restart_cancelled: bool = truth("restart_cancelled", restart_cancelled)
 
     def __repr__(self) -> str:
         return f"DaskBackend({self.cluster!r})"

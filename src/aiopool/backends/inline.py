@@ -16,6 +16,7 @@ from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from .. import failures, sharing, wire
+from ..arguments import truth
 from ..parcels import wrap
 from ..worker import current, job
 from ..worker.inbox import take_share
@@ -40,7 +41,7 @@ class Inline:
     """
 
     def __init__(self, *, pickled: bool = True) -> None:
-        self.pickled = pickled
+        self.pickled: bool = truth("pickled", pickled)
 
     def __repr__(self) -> str:
         return f"Inline(pickled={self.pickled})"
