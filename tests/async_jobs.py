@@ -49,6 +49,24 @@ async def fail_at(item: int, bad: int = 3) -> int:
     return item
 
 
+async def fail_in_task(error: BaseException) -> None:
+    await asyncio.gather(fail(error))
+
+
+async def fail_in_callback(error: BaseException) -> str:
+    """Go on after something has failed that nobody waits for."""
+
+    def fail_now() -> NoReturn:
+        raise error
+
+    passed = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.call_soon(fail_now)
+    loop.call_soon(passed.set)
+    await passed.wait()
+    return "went on"
+
+
 def returns_a_coroutine(number: int) -> Coroutine[Any, Any, int]:
     return add(number)
 

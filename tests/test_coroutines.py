@@ -266,6 +266,25 @@ async def test_a_time_limit_cancels_the_coroutine(latch: Latch) -> None:
         assert await pool.apply(async_jobs.pid) == pid
 
 
+@pytest.mark.parametrize("loop_factory", [None, uvloop.new_event_loop])
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])
+async def test_what_would_end_the_loop_does_not(
+    loop_factory: Any, error: BaseException, caplog: pytest.LogCaptureFixture, latch: Latch, gate: Latch
+) -> None:
+    """Raised in a task, or where nobody waits for it: then it is logged. Those beside it do not notice."""
+    async with AioPool(1, concurrency=2, loop_factory=loop_factory) as pool:
+        beside = pool.submit(async_jobs.tell_and_wait, latch.path, gate.path, "well")
+        await latch.told()
+        with pytest.raises(CallAborted) as caught:
+            await pool.apply(async_jobs.fail_in_task, (error,))
+        assert type(caught.value.__cause__) is type(error)
+        caplog.clear()
+        assert await pool.apply(async_jobs.fail_in_callback, (error,)) == "went on"
+        assert [record.exc_text and type(error).__name__ in record.exc_text for record in caplog.records] == [True]
+        gate.let()
+        assert await beside == "well"
+
+
 @pytest.mark.parametrize("limit", [None, 0.5], ids=["cancelled", "over its time"])
 async def test_a_coroutine_that_does_not_stop_takes_its_worker_along(
     latch: Latch, gate: Latch, limit: float | None

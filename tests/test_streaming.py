@@ -135,6 +135,30 @@ async def test_a_reader_that_leaves_the_pool_does_not_wait_for_itself(
         await anext(values)
 
 
+@pytest.mark.parametrize("later", [False, True])
+async def test_a_reader_that_has_ended_reads_nothing_more(*, later: bool) -> None:
+    """Though somebody holds the stream: who leaves the pool does not wait for that, nor if it ends later."""
+
+    async def read() -> None:
+        await anext(values)
+        begun.set()
+        if later:
+            await left.wait()
+
+    begun, left = asyncio.Event(), asyncio.Event()
+    async with AioPool(1) as pool:
+        values = pool.options(buffersize=1).stream(async_jobs.acount, 10**9)
+        reading = asyncio.create_task(read())
+        await (begun.wait() if later else reading)
+        pool.close()
+        joining = asyncio.create_task(pool.join())
+        await asyncio.sleep(0)  # it has looked who reads
+        left.set()
+        await joining
+    with pytest.raises(PoolNotRunning, match="the pool was left before the stream of acount was at its end"):
+        await anext(values)
+
+
 async def test_what_is_sent_behind_a_generator_begins_when_that_has_ended() -> None:
     """Also where its worker has places for coroutines, and the generator waits for its reader."""
     async with AioPool(1, concurrency=4) as pool:

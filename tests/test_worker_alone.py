@@ -28,6 +28,7 @@ from aiopool import AioPoolError, failures, sharing, wire
 from aiopool.backends.inline import Undisturbed
 from aiopool.exceptions import CallInterrupted
 from aiopool.pickling import PLAIN
+from aiopool.worker import control as control_module
 from aiopool.worker import current, isolation, job, logs, memory
 from aiopool.worker import main as worker_main
 from aiopool.worker import outlet as outlet_module
@@ -109,6 +110,21 @@ def test_a_signal_that_nothing_was_written_for_interrupts_nothing(interrupting: 
     assert interrupting.control.interrupted is None
 
 
+def test_an_order_is_kept_for_its_call_though_others_begin_beside(
+    interrupting: Interrupting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large message comes after the order to stop its call. Of those whose call had ended the oldest are dropped."""
+    control = interrupting.control
+    control.put_off(7)
+    assert not control.forestalled(8)
+    assert control.forestalled(7)
+    assert not control.forestalled(7)
+    monkeypatch.setattr(control_module, "MOST_EARLY", 2)
+    for call in (7, 8, 9):
+        control.put_off(call)
+    assert [call for call in (7, 8, 9) if control.forestalled(call)] == [8, 9]
+
+
 class Nobody:
     """Takes what is sent."""
 
@@ -136,6 +152,19 @@ async def test_a_coroutine_that_is_cancelled_before_its_first_step_is_answered()
     while not tasks.has_place:
         await asyncio.sleep(0)
     assert answers == [(frame.call, wire.Kind.FAILED)]
+
+
+async def test_a_coroutine_that_others_cancel_before_its_first_step_was_not_interrupted() -> None:
+    """Nobody has asked the pool for that, so its caller gets to know what has happened."""
+    failures_told: list[bytes | memoryview] = []
+    station = current.Station(0, Nobody(), Undisturbed(), PLAIN)
+    tasks = Tasks(asyncio.get_running_loop(), station, lambda _, answer: failures_told.append(bytes(answer.payload)), 1)
+    tasks.begin(call_of(async_jobs.add, 3)._replace(kind=wire.Kind.COROUTINE))
+    (begun,) = asyncio.all_tasks() - {asyncio.current_task()}
+    begun.cancel()
+    while not tasks.has_place:
+        await asyncio.sleep(0)
+    assert isinstance(failures.decode(failures_told[0], None), asyncio.CancelledError)
 
 
 @pytest.mark.parametrize("kind", [wire.Kind.GENERATOR, wire.Kind.TIMED_GENERATOR])

@@ -98,10 +98,15 @@ class Stream(Source):
         self._wake()
 
     def forsake(self, task: asyncio.Task[Any] | None) -> None:
-        """This task waits for the pool's end. If it is the reader, nobody reads on, and the end would never come."""
-        if task is self._reader and not self.over:
+        """This task waits for the pool's end, which would never come if it is the reader, or the reader has ended."""
+        reader = self._reader
+        if self.over:
+            return
+        if reader is None or reader is task or reader.done():
             self.close()
             self._error = PoolNotRunning(f"the pool was left before the stream of {self.name} was at its end")
+        else:
+            reader.add_done_callback(lambda _done: self.forsake(task))
 
     def finish(self, outcome: Outcome) -> None:
         """Take the outcome of the call: the end comes when the values before it are handed out."""

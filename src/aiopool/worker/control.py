@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import signal
 import struct
+from collections.abc import Iterable
 from types import FrameType
 from typing import NoReturn
 
@@ -28,6 +29,9 @@ ORDER = struct.Struct("<QQ")
 """What is written into the pipe: a call's id, and how many more values it may send, or 0 if it is to stop."""
 
 MOST_ORDERS = 512
+
+MOST_EARLY = 4096
+"""So many ids of calls that have not begun are remembered; a worker has far fewer in its channel."""
 
 
 class Control:
@@ -45,7 +49,7 @@ class Control:
         self.looped: bool = False
         self._held = False
         self._unread = False  # there may be something that is left to the loop
-        self._early: set[int] = set()  # ids that came when another call ran, or none
+        self._early: dict[int, None] = {}  # ids that came when another call ran, or none; the latest last
         self._more: list[tuple[int, int]] = []  # calls, and how many more values they may send
         self._descriptor = descriptor
         os.set_blocking(descriptor, False)
@@ -56,13 +60,16 @@ class Control:
         self.current = call
         if self._unread:
             self._read()
-        if self._early and self.forestalled(call):
+        early, self._early = self._early, {}  # what came for others is of no use any more: this one is alone
+        if call in early:
             self._raise(call)
 
     def forestalled(self, call: int) -> bool:
-        """Return whether a call that begins was interrupted before; what came for others is of no use any more."""
-        early, self._early = self._early, set()
-        return call in early
+        """Return whether a call that begins beside others was interrupted before."""
+        if call not in self._early:
+            return False
+        del self._early[call]
+        return True
 
     def end(self) -> None:
         """No call runs."""
@@ -76,23 +83,25 @@ class Control:
         """Go on as ever; raise if the call was interrupted meanwhile."""
         self._held = False
         if self.current in self._early:
-            self._early.discard(self.current)
+            del self._early[self.current]
             self._raise(self.current)
 
     def fileno(self) -> int:
         """Return the pipe's descriptor, for a loop."""
         return self._descriptor
 
-    def orders(self) -> tuple[set[int], list[tuple[int, int]]]:
+    def orders(self) -> tuple[Iterable[int], list[tuple[int, int]]]:
         """Return what calls are to stop, and which may send how many more values: for a loop."""
         self._read()
-        early, self._early = self._early, set()
+        early, self._early = self._early, {}
         more, self._more = self._more, []
         return early, more
 
     def put_off(self, call: int) -> None:
-        """This call is to stop, and has not begun."""
-        self._early.add(call)
+        """This call is to stop, and has not begun; or it had ended already, and its id must not be kept for ever."""
+        self._early[call] = None
+        if len(self._early) > MOST_EARLY:
+            del self._early[next(iter(self._early))]
 
     def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
         if self.looped and self.current is None:
@@ -100,7 +109,7 @@ class Control:
             return
         self._read()
         if self.current in self._early and not self._held:
-            self._early.discard(self.current)
+            del self._early[self.current]
             self._raise(self.current)
 
     def _read(self) -> None:
@@ -113,7 +122,7 @@ class Control:
             if more:
                 self._more.append((call, more))
             else:
-                self._early.add(call)
+                self._early[call] = None
 
     def _raise(self, call: int) -> NoReturn:
         self.interrupted = call

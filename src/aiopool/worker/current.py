@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextvars import ContextVar
 from typing import NamedTuple, Protocol
 
@@ -60,7 +60,7 @@ class Calls(Protocol):
         """Return whether a call that begins was interrupted before."""
         ...
 
-    def orders(self) -> tuple[set[int], list[tuple[int, int]]]:
+    def orders(self) -> tuple[Iterable[int], list[tuple[int, int]]]:
         """Return what calls are to stop, and which may send how many more values."""
         ...
 

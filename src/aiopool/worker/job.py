@@ -109,15 +109,15 @@ def _loads(what: str, pickled: memoryview, pickling: Pickling, buffers: Sequence
         raise failures.refusal(what, None, error, HIDDEN) from error
 
 
-def dumps(value: object, pickling: Pickling) -> Payload:
-    """Return a value's payload, or raise `NotPicklable`; or TypeError for a chunk's values that are coroutines."""
+def dumps(value: object, pickling: Pickling, what: str = "result") -> Payload:
+    """Return the payload of a result or of what else it is; raise `NotPicklable`, or TypeError for coroutines in it."""
     try:
         return wrap(*pickling.dumps(value), wire.LARGEST)
     except BaseException as error:
         # Looked for only now, since no coroutine can be pickled: to look at each value is much of a short chunk's time.
         if isinstance(value, list) and (found := [each for each in value if isinstance(each, types.CoroutineType)]):
             raise _no_values(found) from None
-        raise failures.refusal("result", None, error, HIDDEN) from error
+        raise failures.refusal(what, None, error, HIDDEN) from error
 
 
 def checked(value: T) -> T:

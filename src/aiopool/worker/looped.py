@@ -38,6 +38,7 @@ class Looped:
         self._runner = asyncio.Runner(loop_factory=looping.factory)
         self._loop = self._runner.get_loop()
         self._inbox = inbox
+        self._descriptor = inbox.fileno()  # a forked child closes its own
         self._station = station
         self._answer = answer
         self._tasks = Tasks(self._loop, station, self._ended, looping.concurrency)
@@ -63,7 +64,11 @@ class Looped:
         self._inbox.check()
         self._listen()
         while self._arrived is None and self._failure is None:  # a job may stop the loop, too
-            self._loop.run_forever()
+            try:
+                self._loop.run_forever()
+            except (SystemExit, KeyboardInterrupt) as error:  # asyncio lets them through, also from tasks of a call
+                context = {"message": "a task or a callback on a worker's loop has raised", "exception": error}
+                self._loop.call_exception_handler(context)
         if self._failure is not None:
             raise self._failure
         frame, self._arrived = self._arrived, None
@@ -72,6 +77,8 @@ class Looped:
 
     def close(self) -> None:
         """Cancel what is left, close async generators and the loop."""
+        if self._loop.is_closed():  # a job has done that
+            return
         self._unlisten()
         self._loop.remove_reader(self._station.control.fileno())
         self._station.control.looped = False
@@ -80,12 +87,12 @@ class Looped:
     def _listen(self) -> None:
         if not self._listening and self._tasks.has_place:
             self._listening = True
-            self._loop.add_reader(self._inbox.fileno(), self._take)
+            self._loop.add_reader(self._descriptor, self._take)
 
     def _unlisten(self) -> None:
         if self._listening:
             self._listening = False
-            self._loop.remove_reader(self._inbox.fileno())
+            self._loop.remove_reader(self._descriptor)
 
     def _take(self) -> None:
         """Take messages as long as there is a place."""

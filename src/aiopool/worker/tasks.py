@@ -158,7 +158,11 @@ class Tasks:
     def _ended(self, run: Run, task: asyncio.Task[Answer]) -> None:
         del self._runs[run.call]
         self._free += run.places
-        self._answer(run.call, _failed(job.INTERRUPTED, run) if task.cancelled() else task.result())
+        self._answer(run.call, self._cancelled(run) if task.cancelled() else task.result())
+
+    def _cancelled(self, run: Run) -> Answer:
+        """Answer for a task that never took a step; a job may have cancelled it, too."""
+        return _failed(job.INTERRUPTED if run.stopped else failures.encode(asyncio.CancelledError(), HIDDEN), run)
 
     async def _outcome(self, run: Run, frame: wire.Frame) -> Answer:
         try:
@@ -246,7 +250,8 @@ class Tasks:
 
     def _send(self, run: Run, value: object) -> None:
         run.credit -= 1
-        self._station.outlet.send(wire.encode(wire.Kind.VALUE, run.call, job.dumps(value, self._station.pickling)))
+        payload = job.dumps(value, self._station.pickling, "value")
+        self._station.outlet.send(wire.encode(wire.Kind.VALUE, run.call, payload))
 
 
 def _failed(failure: bytes, run: Run) -> Answer:
