@@ -656,9 +656,12 @@ class Caller:
     def _size_of_chunks(self, items: int, chunksize: int | None, limits: Limits, kind: CallKind, pace: Pace) -> int:
         if chunksize is not None:
             return chunksize
-        if limits.timeout is not None or kind is CallKind.COROUTINE:
-            return 1
         backend = self._engine.backend
+        together = (
+            kind is not CallKind.COROUTINE or backend.shortest_chunk
+        )  # those that wait do so at once, if each may
+        if limits.timeout is not None or not together:
+            return 1
         even = -(-items // (backend.seats * CHUNKS_PER_WORKER)) or 1
         worthwhile = math.ceil(backend.shortest_chunk / max(pace.seconds, IMMEASURABLE))
         return self._engine.policy.chunksize(max(even, min(worthwhile, items)))
