@@ -23,7 +23,7 @@ from aiopool import (
     WorkerDied,
 )
 from aiopool.backends.dask import DaskBackend
-from dask_cluster import Cluster, backend_of, cluster, workers_of
+from dask_cluster import TESTS, Cluster, backend_of, cluster, workers_of
 from latch import Latch
 from programs import session
 
@@ -109,6 +109,27 @@ async def test_the_number_of_workers_is_read_when_it_is_needed() -> None:
         assert await pool.map(jobs.square, range(5)) == [0, 1, 4, 9, 16]
 
 
+async def test_a_cluster_that_adapts_has_workers_for_the_calls_that_wait(latch: Latch, gate: Latch) -> None:
+    """And none when there are no calls; the pool knows of them as they come and go."""
+    async with (
+        LocalCluster(
+            n_workers=0, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0", asynchronous=True
+        ) as adapts,
+        AioPool(backend=DaskBackend(adapts)) as pool,
+    ):
+        adapts.adapt(minimum=0, maximum=2, interval="50 ms", target_duration="100 ms", wait_count=1)
+        assert (pool.processes, pool.stats().workers) == (1, ())
+        results = [pool.submit(jobs.tell_and_wait, latch.path, gate.path) for _ in range(4)]
+        for _ in range(2):
+            await latch.told()
+        assert (pool.processes, len(pool.stats().workers), pool.stats().running) == (2, 2, 2)
+        gate.let(4)
+        await asyncio.gather(*results)
+        await workers_of(pool, 0, at_most=True)
+        assert pool.processes == 1
+        assert await pool.apply(jobs.square, (3,)) == 9
+
+
 # Beginnings and ends.
 
 
@@ -121,6 +142,18 @@ async def test_a_client_of_this_loop_is_used_and_left_alone(dask: Cluster) -> No
         assert client.status == "running"
         assert set((await client.run(dask_jobs.plugins_here)).values()) == {()}
         assert await client.run_on_scheduler(dask_jobs.desks_here) == ()
+
+
+async def test_a_synchronous_client_tells_where_the_scheduler_is(dask: Cluster) -> None:
+    """The pool has a client of its own, in its own loop; with one that is closed it does not start."""
+    client = await asyncio.to_thread(Client, dask.address, set_as_default=False)
+    async with AioPool(backend=DaskBackend(client)) as pool:
+        assert await pool.map(jobs.square, range(4)) == [0, 1, 4, 9]
+        assert backend_of(pool).remains.client is not client
+    assert await asyncio.to_thread(lambda: client.submit(jobs.square, 3).result()) == 9
+    await asyncio.to_thread(client.close)
+    with pytest.raises(InitializerError, match=r"the cluster could not be made ready: <Client.*> is closed"):
+        await AioPool(backend=DaskBackend(client)).start()
 
 
 @pytest.mark.both_loops
@@ -173,6 +206,47 @@ def test_a_forgotten_pool_is_warned_of_and_its_workers_go(tmp_path: Path) -> Non
         _, errors = process.communicate()
     assert "ResourceWarning: unclosed AioPool (running: 1 workers" in errors
     assert process.returncode == 0
+
+
+SHORT_LIVED = """
+import asyncio, sys
+import jobs
+from aiopool import AioPool
+from aiopool.backends.dask import DaskBackend
+
+async def main(address, latch, gate):
+    async with AioPool(backend=DaskBackend(address)) as pool:
+        shared = pool.share(jobs.Block(bytearray(b"x")))
+        await pool.apply(jobs.first_byte, (shared,))
+        running = [pool.submit(jobs.tell_and_wait, latch, gate) for _ in range(2)]
+        waiting = [pool.submit(jobs.tell, latch, "never") for _ in range(3)]
+        await asyncio.gather(*running, *waiting)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+async def test_of_a_program_that_is_killed_nothing_is_left_in_the_cluster(
+    dask: Cluster, tmp_path: Path, latch: Latch, gate: Latch
+) -> None:
+    """What waited never runs, and what ran is let go of."""
+    program = tmp_path / "short_lived.py"
+    program.write_text(SHORT_LIVED)
+    async with Client(dask.address, asynchronous=True, set_as_default=False) as client:
+        with session(program, dask.address, latch.path, gate.path, env={**os.environ, "PYTHONPATH": str(TESTS)}) as run:
+            for _ in range(2):
+                await latch.told()
+            assert len(await client.run_on_scheduler(dask_jobs.left_here)) >= 1 + 1 + 2 + 3
+            run.kill()
+            run.communicate()
+        while await client.run_on_scheduler(dask_jobs.left_here):
+            pass
+        gate.let(2)
+        while any((await client.run(dask_jobs.plugins_here)).values()):
+            pass
+        async with AioPool(backend=DaskBackend(client)) as pool:
+            assert await pool.map(jobs.square, range(4), chunksize=1) == [0, 1, 4, 9]
+    assert latch.told_already() == []
 
 
 async def test_a_scheduler_that_is_not_there_is_a_clear_error() -> None:
