@@ -395,8 +395,8 @@ class Caller:
             func: what to call in the workers.
             iterable: the items; an async iterable is read to its end first.
             chunksize: how many items travel together; None divides the input into four chunks for each worker, or
-                into single items if there is a time limit, or for a coroutine function. A chunk of coroutines is
-                awaited one after the other.
+                into single items if there is a time limit, or for a coroutine function, if not on Dask. A chunk of
+                coroutines is awaited one after the other.
             timeout: see `apply`; the limit of each chunk.
             retries: see `apply`; the whole chunk is run again.
         """
