@@ -242,6 +242,14 @@ async def test_automatic_chunks_take_some_time_as_far_as_that_is_known(pool: Aio
     assert len(set(await pool.map(dask_jobs.numbered_chunk, range(64)))) == 8
 
 
+async def test_automatic_chunks_of_coroutine_functions_are_no_others(pool: AioPool) -> None:
+    """Each item by itself would cost a task; a time limit, which is for each item, has them by themselves."""
+    assert len(set(await pool.map(dask_jobs.numbered_coroutine, range(64)))) == 8
+    pool._engine.packer.pace_of(dask_jobs.numbered_coroutine).seconds = 0.001
+    assert len(set(await pool.map(dask_jobs.numbered_coroutine, range(100)))) == 2
+    assert len(set(await pool.map(dask_jobs.numbered_coroutine, range(20), timeout=60.0))) == 20
+
+
 async def test_a_hundred_thousand_small_items(pool: AioPool) -> None:
     """In chunks; and a stream of chunks that holds only so many at a time."""
     assert await pool.map(jobs.square, range(100_000)) == [number**2 for number in range(100_000)]

@@ -9,7 +9,6 @@ import pytest
 from distributed import LocalCluster, Security
 
 import async_jobs
-import dask_jobs
 import jobs
 from aiopool import AioPool
 from aiopool.backends.dask import NOT_THERE, DaskBackend
@@ -25,7 +24,6 @@ async def test_a_cluster_may_be_in_this_process() -> None:
         assert await pool.map(jobs.square, range(100)) == [number**2 for number in range(100)]
         assert await pool.starmap(async_jobs.add, [(1, 2), (3, 4)], chunksize=2) == [3, 7]
         assert [value async for value in pool.imap(async_jobs.add, range(9), chunksize=2)] == list(range(9))
-        assert len(set(await pool.map(dask_jobs.numbered_coroutine, range(100)))) == 4 * pool.processes
         with pytest.raises(ZeroDivisionError):
             await pool.apply(divmod, (1, 0))
 
