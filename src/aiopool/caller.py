@@ -657,10 +657,8 @@ class Caller:
         if chunksize is not None:
             return chunksize
         backend = self._engine.backend
-        together = (
-            kind is not CallKind.COROUTINE or backend.shortest_chunk
-        )  # those that wait do so at once, if each may
-        if limits.timeout is not None or not together:
+        cheap = not backend.shortest_chunk  # so that coroutines that wait had better do so at once
+        if limits.timeout is not None or (cheap and kind is CallKind.COROUTINE):
             return 1
         even = -(-items // (backend.seats * CHUNKS_PER_WORKER)) or 1
         worthwhile = math.ceil(backend.shortest_chunk / max(pace.seconds, IMMEASURABLE))
