@@ -219,3 +219,12 @@ def is_gone(pid: int) -> bool:
     except ProcessLookupError:
         return True
     return False
+
+
+@pytest.fixture(scope="module")
+def dask():
+    """A scheduler and two workers."""
+    from dask_cluster import cluster  # noqa: PLC0415 - most tests need no Dask, which is slow to import
+
+    with cluster() as made:
+        yield made

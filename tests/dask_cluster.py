@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import queue
@@ -13,6 +14,8 @@ import threading
 from collections.abc import Generator, Sequence
 from pathlib import Path
 
+from aiopool import AioPool
+from aiopool.backends.dask_calls import ClusterBackend
 from conftest import helpers
 from programs import processes_left
 
@@ -104,3 +107,19 @@ def cluster(workers: int = 2, options: Sequence[str] = (), worker_options: Seque
         for worker in made.workers:
             worker.wait_for(r"(Registered) to: ")
         yield made
+
+
+async def workers_of(pool: AioPool, count: int, *, at_most: bool = False) -> None:
+    """Wait until so many workers are there, or more; or fewer if that is said."""
+    changed = asyncio.Event()
+    pool._backend.watch(changed.set)
+    while len(pool.stats().workers) > count if at_most else len(pool.stats().workers) < count:
+        changed.clear()
+        await changed.wait()
+
+
+def backend_of(pool: AioPool) -> ClusterBackend:
+    """Return what runs a pool's calls."""
+    backend = pool._backend
+    assert isinstance(backend, ClusterBackend)
+    return backend

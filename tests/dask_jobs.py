@@ -47,6 +47,10 @@ def numbered_chunk(_item: object) -> tuple[int, int]:
     return here.pid, here.calls
 
 
+async def numbered_coroutine(item: object) -> tuple[int, int]:
+    return numbered_chunk(item)
+
+
 def plugins_here(dask_worker: Any) -> tuple[str, ...]:
     return tuple(name for name in dask_worker.plugins if name.startswith("aiopool0"))
 
@@ -54,6 +58,11 @@ def plugins_here(dask_worker: Any) -> tuple[str, ...]:
 def desks_here(dask_scheduler: Any) -> tuple[str, ...]:
     names = (*dask_scheduler.plugins, *dask_scheduler.handlers, *dask_scheduler.worker_plugins)
     return tuple(name for name in names if str(name).startswith("aiopool0"))
+
+
+def left_here(dask_scheduler: Any) -> list[str]:
+    """Return what of a pool is at the scheduler: its desk, and its tasks."""
+    return [*desks_here(dask_scheduler), *(key for key in map(str, dask_scheduler.tasks) if "aiopool0" in key)]
 
 
 def shares_here(_item: object = None) -> int:

@@ -10,7 +10,7 @@ import pytest
 import jobs
 from aiopool import AioPool
 from aiopool.backends.dask import DaskBackend
-from dask_cluster import Cluster, cluster
+from dask_cluster import Cluster
 from test_inline import OPERATIONS
 from test_outcomes import (
     test_a_base_exception_of_the_users_own_arrives_as_itself,
@@ -51,13 +51,6 @@ pytestmark = pytest.mark.once
 
 OF_ONE_WORKER = {"calls of one worker", "imap_unordered"}
 """What several workers do not do alike."""
-
-
-@pytest.fixture(scope="module")
-def dask() -> Iterator[Cluster]:
-    """A scheduler and two workers."""
-    with cluster() as made:
-        yield made
 
 
 @pytest.fixture

@@ -410,8 +410,8 @@ class Caller:
             func: what to call in the workers.
             iterable: the items; an async iterable is read to its end first.
             chunksize: how many items travel together; None divides the input into four chunks for each worker, or
-                into single items if there is a time limit, or for a coroutine function. A chunk of coroutines is
-                awaited one after the other.
+                into single items if there is a time limit, or for a coroutine function, if not on Dask. A chunk of
+                coroutines is awaited one after the other.
             timeout: see `apply`; the limit of each chunk.
             retries: see `apply`; the whole chunk is run again.
         """
@@ -671,9 +671,10 @@ class Caller:
     def _size_of_chunks(self, items: int, chunksize: int | None, limits: Limits, kind: CallKind, pace: Pace) -> int:
         if chunksize is not None:
             return chunksize
-        if limits.timeout is not None or kind is CallKind.COROUTINE:
-            return 1
         backend = self._engine.backend
+        cheap = not backend.shortest_chunk  # so that coroutines that wait had better do so at once
+        if limits.timeout is not None or (cheap and kind is CallKind.COROUTINE):
+            return 1
         even = -(-items // (backend.seats * CHUNKS_PER_WORKER)) or 1
         worthwhile = math.ceil(backend.shortest_chunk / max(pace.seconds, IMMEASURABLE))
         return self._engine.policy.chunksize(max(even, min(worthwhile, items)))

@@ -6,38 +6,36 @@ import asyncio
 import contextlib
 import uuid
 import weakref
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from distributed import Client, Future, KilledWorker
+from distributed import Client
 
 from .. import log_records, wire
-from ..calls import CANCELLED, Call, CallKind, CallPhase, Outcome, Reply
+from ..calls import CANCELLED, Call, CallPhase, Outcome, Reply
 from ..exceptions import AioPoolError, BrokenPool, CallTimeout, PoolNotRunning
 from ..hooks import CallStarted, WorkerLeft, WorkerStarted
 from ..phases import PoolPhase
 from ..pickling import Pickling
-from ..sharing import CallPayload, Share, Sharing
+from ..sharing import CallPayload, Share
 from ..stacks import WorkerStack
 from ..stats import PoolStats, Tally
 from .base import Wanted, in_loop
 from .dask_connection import Connection
 from .dask_crossing import Answer, Answered, Packed
 from .dask_parts import (
-    all_shares,
     ask,
     attend,
     failed_start,
     hear,
-    large_graphs,
-    packed,
-    retrieved,
     stacks_of,
     terminated,
     unfit,
 )
-from .dask_site import Desk, Site, run_call, share_key, stacks_here
+from .dask_shares import Shares
+from .dask_site import Desk, Site, stacks_here
+from .dask_tasks import Tasks
 from .ledger import Entry, Ledger
 from .reports import NANO, ended
 
@@ -51,9 +49,6 @@ PATIENCE = 5.0
 
 MOST_SUBMISSIONS = 5
 """How often a call is given to the cluster that has lost it, time and again, before a worker began it."""
-
-KINDS = {CallKind.FUNCTION: int(wire.Kind.CALL), CallKind.COROUTINE: int(wire.Kind.COROUTINE)}
-"""What workers are told of how to run a call."""
 
 
 class ClusterBackend:
@@ -81,11 +76,8 @@ class ClusterBackend:
         self._token = f"aiopool0{uuid.uuid4().hex}"
         self._ledger = Ledger(self._token)
         self._tally = Tally()
-        self._futures: dict[int, Future[Answer]] = {}
-        self._following: dict[int, asyncio.Task[None]] = {}
-        self._outbox: list[Entry] = []
-        self._arrived: list[Entry] = []
-        self._shares: dict[int, tuple[weakref.ref[Share], asyncio.Future[Future[Packed]]]] = {}
+        self._shares = Shares(self._token, connection)
+        self._tasks = Tasks(self._token, connection, self._ledger, self._shares, self)
         self._notice: Callable[[], None] | None = None
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._open: asyncio.Future[None]
@@ -153,17 +145,11 @@ class ClusterBackend:
         """Set up the desk and the sites."""
         client.subscribe_topic(self._token, partial(hear, weakref.WeakMethod(self._heard)))
         await client.register_plugin(Desk(self._token, client.id))
-        self._begin_task(attend(client, self._token, weakref.WeakMethod(self._scheduler_gone)))
+        self.remains.begin(attend(client, self._token, weakref.WeakMethod(self._scheduler_gone)))
         wanted = self._wanted
         site = Site(self._token, wanted.initializer, wanted.pickling, forward_logs=wanted.forward_logs)
         await client.register_plugin(site)
         await asyncio.wait([self._open])
-
-    def _begin_task(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = self.loop.create_task(coroutine)
-        self.remains.tasks.add(task)
-        task.add_done_callback(self.remains.tasks.discard)
-        return task
 
     # Taking calls.
 
@@ -172,146 +158,49 @@ class ClusterBackend:
         call.submitted = self.loop.time()
         entry = self._ledger.accept(call)
         if self.phase not in (PoolPhase.RUNNING, PoolPhase.CLOSING):
-            self._end(entry, terminated(call))
+            self.end(entry, terminated(call))
             return
-        self._send(entry)
+        self._tasks.send(entry)
         self._changed()
-
-    def _send(self, entry: Entry) -> None:
-        if not self._outbox:
-            self.loop.call_soon(self._flush)
-        self._outbox.append(entry)
-
-    def _flush(self) -> None:
-        outbox, self._outbox = self._outbox, []
-        waiting = [entry for entry in outbox if entry.call.phase is CallPhase.WAITING]
-        together = [entry for entry in waiting if not isinstance(entry.call.payload, Sharing)]
-        if together and (client := self.remains.client) is not None:
-            keys = [self._ledger.submitted(entry) for entry in together]
-            columns = (
-                [entry.call.id for entry in together],
-                [entry.tries_left for entry in together],
-                [KINDS[entry.call.kind] for entry in together],
-                [packed(entry.call.payload) for entry in together],
-            )
-            with large_graphs():
-                futures = client.map(run_call, *columns, key=keys, token=self._token, pure=False, fifo_timeout="0 s")
-            for entry, future in zip(together, futures, strict=True):
-                self._follow(entry, future)
-        for entry in waiting:
-            if isinstance(entry.call.payload, Sharing):
-                self._begin_task(self._send_sharing(entry, entry.call.payload))
-
-    async def _send_sharing(self, entry: Entry, payload: Sharing) -> None:
-        """Give a call to the cluster when it has what the call shares with others."""
-        shares = list(dict.fromkeys(all_shares(payload)))
-        try:
-            scattered = [await self._scattered(share) for share in shares]
-        except (OSError, TimeoutError) as error:
-            lost = AioPoolError(f"what {entry.call.name} shares with other calls could not be sent: {error}")
-            lost.__cause__ = error
-            self._end(entry, lost)
-            return
-        client = self.remains.client
-        if entry.call.phase is not CallPhase.WAITING or client is None:
-            return
-        with large_graphs():
-            future = client.submit(
-                run_call, entry.call.id, entry.tries_left, KINDS[entry.call.kind], packed(payload.payload), *scattered,
-                token=self._token, shares=[share.id for share in shares], key=self._ledger.submitted(entry),
-                pure=False, fifo_timeout="0 s",
-            )  # fmt: skip
-        self._follow(entry, future)
-
-    def _follow(self, entry: Entry, future: Future[Answer]) -> None:
-        self._futures[entry.call.id] = future
-        self._following[entry.call.id] = self._begin_task(self._await(entry, future))
-
-    def _unfollow(self, call: Call) -> None:
-        """Let go of a call's task, and of its result in the cluster."""
-        self._futures.pop(call.id, None)
-        if (following := self._following.pop(call.id, None)) is not None:
-            following.cancel()
-
-    async def _await(self, entry: Entry, future: Future[Answer]) -> None:
-        """Wait until the cluster is done with a task."""
-        error: BaseException | None = await future.exception()
-        if self._futures.get(entry.call.id) is not future or entry.call.phase in (CallPhase.STOPPING, CallPhase.ENDED):
-            return
-        if future.status == "finished":
-            if not self._arrived:
-                self.loop.call_soon(self._fetch)
-            self._arrived.append(entry)
-        elif future.status == "error":
-            self._failed(entry, error)
-        elif self.phase in (PoolPhase.RUNNING, PoolPhase.CLOSING):
-            self._dropped(entry, "the cluster has dropped it")
 
     # Answers.
 
-    def _fetch(self) -> None:
-        """Have the answers sent that have become ready in this turn of the loop."""
-        arrived, self._arrived = self._arrived, []
-        if arrived:
-            self._begin_task(self._gather(arrived))
-
-    async def _gather(self, entries: Sequence[Entry]) -> None:
-        client = self.remains.client
-        futures = {entry.call.id: future for entry in entries if (future := self._futures.get(entry.call.id))}
-        if client is None or not futures:
-            return
-        try:
-            gathering: Any = client.gather(futures, errors="skip")
-            answers: dict[int, Answer | None] = await gathering
-        except OSError:  # the scheduler is gone, which `_attend` hears of
-            return
-        for entry in entries:
-            if entry.call.phase in (CallPhase.WAITING, CallPhase.RUNNING):
-                self._answered(entry, answers.get(entry.call.id))
-
-    def _answered(self, entry: Entry, answer: Answer | None) -> None:
+    def answered(self, entry: Entry, answer: Answer) -> None:
+        """A worker has answered."""
         call = entry.call
-        if answer is None:
-            self._dropped(entry, "its result was lost")
-        elif answer.kind is Answered.REFUSED:
-            self._dropped(entry, "it was not run again")
+        if answer.kind is Answered.REFUSED:
+            self.dropped(entry, "it was not run again")
         elif answer.kind is Answered.UNFIT:
-            self._end(entry, unfit(bytes(answer.packed.parts[0])))
+            self.end(entry, unfit(bytes(answer.packed.parts[0])))
         else:
             payload, *buffers = answer.packed.parts
             seconds = answer.nanoseconds / NANO
             call.pace.learn(seconds / call.weight)
             reply = Reply(answer.kind is Answered.FAILED, payload, [memoryview(each) for each in buffers], seconds)
-            self._end(entry, reply, served=True)
+            self.end(entry, reply, served=True)
 
-    def _failed(self, entry: Entry, error: BaseException | None) -> None:
-        """The cluster could not run a task."""
-        if isinstance(error, KilledWorker):
-            self._dropped(entry, "too many workers died that had it")
-            return
-        failed = AioPoolError(f"the cluster could not run {entry.call.name}: {error!r}")
-        failed.__cause__ = error
-        self._end(entry, failed)
-
-    def _dropped(self, entry: Entry, why: str) -> None:
+    def dropped(self, entry: Entry, why: str) -> None:
         """A task has come to nothing: a call that had begun died with its worker; another is given away anew."""
+        if self.phase not in (PoolPhase.RUNNING, PoolPhase.CLOSING):
+            return
         if entry.call.phase is CallPhase.RUNNING and (died := self._ledger.died(entry)) is not None:
-            self._end(entry, died)
+            self.end(entry, died)
         elif entry.submissions >= MOST_SUBMISSIONS + entry.call.tries:
-            self._end(
+            self.end(
                 entry, AioPoolError(f"{entry.call.name} was given to the cluster {entry.submissions} times: {why}")
             )
         else:
-            self._unfollow(entry.call)
-            self._send(entry)
+            self._tasks.unfollow(entry.call)
+            self._tasks.send(entry)
 
-    def _end(self, entry: Entry, outcome: Outcome, *, served: bool = False) -> None:
+    def end(self, entry: Entry, outcome: Outcome, *, served: bool = False) -> None:
+        """A call has its outcome."""
         call = entry.call
         if not self._ledger.end(entry, served=served):
             return
         if (timer := self._timers.pop(call.id, None)) is not None:
             timer.cancel()
-        self._unfollow(call)
+        self._tasks.unfollow(call)
         now = self.loop.time()
         self._tally.ended(call, outcome, now)
         if self._tell is not None:
@@ -353,7 +242,7 @@ class ClusterBackend:
     def _told_answer(self, call: int, kind: str, nanoseconds: int, payload: bytes) -> None:
         entry = self._ledger.entries.get(call)
         if entry is not None and entry.call.phase is CallPhase.RUNNING:
-            self._answered(entry, Answer(Answered(kind), Packed([payload]), nanoseconds))
+            self.answered(entry, Answer(Answered(kind), Packed([payload]), nanoseconds))
 
     def _told(self, kind: int, call: int, parts: Sequence[bytes]) -> None:
         payload, *buffers = parts
@@ -376,9 +265,9 @@ class ClusterBackend:
         if self._tell is not None:
             self._tell(WorkerLeft(gone.seat, gone.pid, None, "lost" if running else "left"))
         dead = [(entry, died) for entry in running if (died := self._ledger.died(entry)) is not None]
-        self._release(entry for entry, _ in dead)
+        self._tasks.drop(entry for entry, _ in dead)
         for entry, died in dead:
-            self._end(entry, died)
+            self.end(entry, died)
         self._changed()
 
     def _scheduler_gone(self, error: Exception | None) -> None:
@@ -389,7 +278,7 @@ class ClusterBackend:
         if self.phase is PoolPhase.RUNNING:
             self._ledger.move(PoolPhase.BROKEN)
         for entry in self._ledger:
-            self._end(entry, self._broken())
+            self.end(entry, self._broken())
         self._changed()
 
     def _broken(self) -> BrokenPool:
@@ -410,14 +299,14 @@ class ClusterBackend:
         if entry is None or entry.call.phase is not CallPhase.WAITING:
             return
         if entry.submissions:
-            self._begin_task(self._withdraw(entry))
+            self.remains.begin(self._withdraw(entry))
         else:
             self._stop([entry], CANCELLED)
 
     async def _withdraw(self, entry: Entry) -> None:
-        released = await self._ask_release([entry.key], begun=False)
+        released = await self._tasks.release([entry.key], begun=False)
         if released.get(entry.key, "") is None and self._ledger.stop(entry, CANCELLED):
-            self._end(entry, CANCELLED)
+            self.end(entry, CANCELLED)
 
     def grant(self, call: Call, more: int) -> None:
         """Refuse: no call yields values here."""
@@ -427,44 +316,15 @@ class ClusterBackend:
         chosen = [entry for entry in entries if self._ledger.stop(entry, verdict)]
         for entry in chosen:
             if entry.submissions and self.remains.client is not None:
-                self._begin_task(self._stop_in_cluster(entry, verdict))
+                self.remains.begin(self._stop_in_cluster(entry, verdict))
             else:
-                self._end(entry, verdict)
+                self.end(entry, verdict)
 
     async def _stop_in_cluster(self, entry: Entry, verdict: Outcome) -> None:
-        worker = (await self._ask_release([entry.key], begun=True)).get(entry.key)
+        worker = (await self._tasks.release([entry.key], begun=True)).get(entry.key)
         if self._restart and worker is not None:
-            await self._restart_workers([worker])
-        self._end(entry, verdict)
-
-    async def _ask_release(self, keys: Sequence[str], *, begun: bool) -> dict[str, str | None]:
-        """Have the cluster drop tasks; return for each that it drops the worker that has begun it, or None."""
-        client = self.remains.client
-        if client is None or client.scheduler is None:
-            return {}
-        try:
-            released: dict[str, str | None] | None = await ask(
-                client, self._token, "release", keys=list(keys), begun=begun
-            )
-        except OSError:  # the scheduler is gone
-            return {}
-        return released or {}
-
-    def _release(self, entries: Iterable[Entry]) -> None:
-        """Have the cluster drop tasks whose calls end now."""
-        keys = [entry.key for entry in entries if entry.submissions]
-        if keys:
-            self._begin_task(self._drop(keys))
-
-    async def _drop(self, keys: Sequence[str]) -> None:
-        await self._ask_release(keys, begun=True)
-
-    async def _restart_workers(self, addresses: Sequence[str]) -> None:
-        client = self.remains.client
-        there = [address for address in addresses if address in self._ledger.workers]
-        if client is not None and there:
-            with contextlib.suppress(OSError):  # the scheduler is gone
-                await client.restart_workers(there)
+            await self._tasks.restart_workers([worker])
+        self.end(entry, verdict)
 
     # The end.
 
@@ -493,7 +353,7 @@ class ClusterBackend:
         keys = [entry.key for entry in entries if entry.submissions]
         addresses = list({entry.worker.address: None for entry in entries if entry.worker and self._restart})
         for entry in entries:
-            self._end(entry, terminated(entry.call) if entry.call.verdict is None else entry.call.verdict)
+            self.end(entry, terminated(entry.call) if entry.call.verdict is None else entry.call.verdict)
         if self._ending is None:
             self._ending = self.loop.create_task(self._tear_down(keys, addresses))
 
@@ -503,10 +363,10 @@ class ClusterBackend:
             if client is not None and client.status == "running":
                 with contextlib.suppress(OSError, TimeoutError):  # the scheduler, or a worker, does not answer
                     async with asyncio.timeout(PATIENCE):
-                        await self._ask_release(keys, begun=True)
+                        await self._tasks.release(keys, begun=True)
                         client.unsubscribe_topic(self._token)
                         await ask(client, self._token, "leave")
-                await self._restart_workers(addresses)
+                await self._tasks.restart_workers(addresses)
         finally:
             try:
                 await self.remains.close()
@@ -536,7 +396,7 @@ class ClusterBackend:
             self._ledger.move(PoolPhase.TERMINATING)
         if not self.loop.is_closed():
             for entry in self._ledger:
-                self._end(entry, terminated(entry.call))
+                self.end(entry, terminated(entry.call))
         self._ledger.move(PoolPhase.CLOSED)
 
     def refusal(self) -> AioPoolError:
@@ -557,34 +417,12 @@ class ClusterBackend:
 
     def share(self, payload: CallPayload) -> Share:
         """Return what has this payload; it begins to go to all workers now."""
-        share = Share(uuid.uuid4().int >> 65, payload, self)  # a number that no other pool in the cluster has
-        self._scatter(share)
-        return share
-
-    def _scatter(self, share: Share) -> asyncio.Future[Future[Packed]]:
-        scattering = self.loop.create_task(self._scattering(share_key(self._token, share.id), packed(share.payload)))
-        scattering.add_done_callback(retrieved)
-        self._shares[share.id] = weakref.ref(share), scattering
-        return scattering
-
-    async def _scattering(self, key: str, packed: Packed) -> Future[Packed]:
-        client = self.remains.client
-        if client is None:
-            raise ConnectionError("the pool has ended")
-        scattered: dict[str, Future[Packed]] = await client.scatter({key: packed}, broadcast=True, hash=False)
-        return scattered[key]
-
-    async def _scattered(self, share: Share) -> Future[Packed]:
-        """Return what stands for a shared object in the cluster; send it again if all who had it are gone."""
-        future = await asyncio.shield(self._shares[share.id][1])
-        if future.status in ("lost", "cancelled"):
-            future = await asyncio.shield(self._scatter(share))
-        return future
+        return self._shares.add(payload, self)
 
     def forget(self, share: int) -> None:
         """Have workers forget a share; see `aiopool.sharing.Home`."""
         with contextlib.suppress(RuntimeError):  # the loop is closed
-            self.loop.call_soon_threadsafe(self._shares.pop, share, None)
+            self.loop.call_soon_threadsafe(self._shares.forget, share)
 
     # What it tells.
 

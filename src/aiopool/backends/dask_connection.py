@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 from distributed import Client, LocalCluster, Security, SpecCluster
@@ -84,6 +84,13 @@ class Connection:
         if getattr(where, "asynchronous", False) and isinstance(where, SpecCluster):
             await where
         return where.scheduler_address, getattr(where, "security", None)
+
+    def begin(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Have something done as long as this is open."""
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return task
 
     async def close(self) -> None:
         """Leave; end what is our own."""

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import traceback
-import warnings
 import weakref
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from itertools import dropwhile
 from pathlib import Path
 from typing import Any
@@ -17,15 +14,11 @@ from distributed import Client
 from .. import failures
 from ..calls import Call
 from ..exceptions import AioPoolError, InitializerError, PoolTerminated
-from ..sharing import CallPayload, Share, Sharing
 from ..stacks import WorkerStack
-from .dask_crossing import Packed, UnfitError
+from .dask_crossing import UnfitError
 from .ledger import ClusterWorker
 
-__all__ = [
-    "all_shares", "ask", "attend", "failed_start", "hear", "large_graphs", "packed", "retrieved", "stacks_of",
-    "terminated", "unfit",
-]  # fmt: skip
+__all__ = ["ask", "attend", "failed_start", "hear", "stacks_of", "terminated", "unfit"]
 
 OURS = str(Path(__file__).parent.parent)
 """Where files lie whose frames are around every call."""
@@ -56,19 +49,6 @@ def hear(heard: weakref.WeakMethod[Callable[[dict[str, Any]], None]], event: tup
         hear(dict(event[1]))
 
 
-def packed(payload: CallPayload) -> Packed:
-    """Return a payload as it crosses the cluster, without what it shares with others."""
-    return Packed.of(payload.payload if isinstance(payload, Sharing) else payload)
-
-
-def all_shares(payload: CallPayload) -> Iterator[Share]:
-    """Yield the shares in a payload, those first that others stand on."""
-    if isinstance(payload, Sharing):
-        for share in payload.shares:
-            yield from all_shares(share.payload)
-            yield share
-
-
 def terminated(call: Call) -> PoolTerminated:
     """Return the end of a call that the pool's end has come before."""
     return PoolTerminated(f"the pool was terminated before {call.name} had finished")
@@ -91,20 +71,6 @@ def failed_start(error: Exception) -> Exception:
     failed = InitializerError(f"the cluster could not be made ready: {why}")
     failed.__cause__ = error
     return failed
-
-
-def retrieved(scattering: asyncio.Future[Any]) -> None:
-    """See that a failure counts as seen: each call that needs the object is told of it."""
-    if not scattering.cancelled():
-        scattering.exception()
-
-
-@contextlib.contextmanager
-def large_graphs() -> Generator[None, None, None]:
-    """Have no warning that arguments are large: what to do about it in a pool is `AioPool.share`, not what it says."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Sending large graph", UserWarning)
-        yield
 
 
 def stacks_of(worker: ClusterWorker, found: dict[int, list[traceback.FrameSummary]] | None) -> Iterator[WorkerStack]:
