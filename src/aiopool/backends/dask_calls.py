@@ -14,7 +14,7 @@ from distributed import Client, Future, KilledWorker
 
 from .. import log_records, wire
 from ..calls import CANCELLED, Call, CallKind, CallPhase, Outcome, Reply
-from ..exceptions import AioPoolError, BrokenPool, CallTimeout, PoolNotRunning
+from ..exceptions import AioPoolError, BrokenPool, CallTimeout, PoolNotRunning, WorkerDied
 from ..hooks import CallStarted, WorkerLeft, WorkerStarted
 from ..phases import PoolPhase
 from ..pickling import Pickling
@@ -159,6 +159,11 @@ class ClusterBackend:
         await client.register_plugin(site)
         await asyncio.wait([self._open])
 
+    def _opened(self) -> None:
+        """Nobody needs to wait for the desk any more."""
+        if not self._open.done():
+            self._open.set_result(None)
+
     def _begin_task(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self.loop.create_task(coroutine)
         self.remains.tasks.add(task)
@@ -244,7 +249,7 @@ class ClusterBackend:
             self._arrived.append(entry)
         elif future.status == "error":
             self._failed(entry, error)
-        elif self.phase in (PoolPhase.RUNNING, PoolPhase.CLOSING):
+        else:
             self._dropped(entry, "the cluster has dropped it")
 
     # Answers.
@@ -252,8 +257,7 @@ class ClusterBackend:
     def _fetch(self) -> None:
         """Have the answers sent that have become ready in this turn of the loop."""
         arrived, self._arrived = self._arrived, []
-        if arrived:
-            self._begin_task(self._gather(arrived))
+        self._begin_task(self._gather(arrived))
 
     async def _gather(self, entries: Sequence[Entry]) -> None:
         client = self.remains.client
@@ -295,7 +299,7 @@ class ClusterBackend:
 
     def _dropped(self, entry: Entry, why: str) -> None:
         """A task has come to nothing: a call that had begun died with its worker; another is given away anew."""
-        if entry.call.phase is CallPhase.RUNNING and (died := self._ledger.died(entry)) is not None:
+        if entry.call.phase is CallPhase.RUNNING and (died := self._died(entry)) is not None:
             self._end(entry, died)
         elif entry.submissions >= MOST_SUBMISSIONS + entry.call.tries:
             self._end(
@@ -309,8 +313,7 @@ class ClusterBackend:
         call = entry.call
         if not self._ledger.end(entry, served=served):
             return
-        if (timer := self._timers.pop(call.id, None)) is not None:
-            timer.cancel()
+        self._stop_timer(call)
         self._unfollow(call)
         now = self.loop.time()
         self._tally.ended(call, outcome, now)
@@ -318,6 +321,15 @@ class ClusterBackend:
             self._tell(ended(call, outcome, now))
         call.finish(outcome)
         self._changed()
+
+    def _died(self, entry: Entry) -> WorkerDied | None:
+        """A worker is gone that ran a call. Another try has all of the time that the call may run."""
+        self._stop_timer(entry.call)
+        return self._ledger.died(entry)
+
+    def _stop_timer(self, call: Call) -> None:
+        if (timer := self._timers.pop(call.id, None)) is not None:
+            timer.cancel()
 
     # What the desk tells.
 
@@ -334,7 +346,7 @@ class ClusterBackend:
             case "left":
                 self._left(**message)
             case _:
-                self._open.set_result(None)
+                self._opened()
 
     def _began(self, call: int, worker: str) -> None:
         entry = self._ledger.began(call, worker, self.loop.time())
@@ -345,8 +357,6 @@ class ClusterBackend:
         limit = entry.call.limits.timeout
         if limit is not None:
             late = CallTimeout(entry.call.name, limit)
-            if (timer := self._timers.pop(call, None)) is not None:
-                timer.cancel()
             self._timers[call] = self.loop.call_later(limit, self._stop, [entry], late)
         self._changed()
 
@@ -375,7 +385,7 @@ class ClusterBackend:
         self._tally.lost()
         if self._tell is not None:
             self._tell(WorkerLeft(gone.seat, gone.pid, None, "lost" if running else "left"))
-        dead = [(entry, died) for entry in running if (died := self._ledger.died(entry)) is not None]
+        dead = [(entry, died) for entry in running if (died := self._died(entry)) is not None]
         self._release(entry for entry, _ in dead)
         for entry, died in dead:
             self._end(entry, died)
@@ -420,8 +430,8 @@ class ClusterBackend:
             self._end(entry, CANCELLED)
 
     def grant(self, call: Call, more: int) -> None:
-        """Refuse: no call yields values here."""
-        raise AssertionError(f"{call.name} cannot yield {more} values more")
+        """Do what nobody asks for: no call yields values here."""
+        raise NotImplementedError  # pragma: no cover - only calls that yield values are asked
 
     def _stop(self, entries: Sequence[Entry], verdict: Outcome) -> None:
         chosen = [entry for entry in entries if self._ledger.stop(entry, verdict)]
@@ -494,6 +504,7 @@ class ClusterBackend:
         addresses = list({entry.worker.address: None for entry in entries if entry.worker and self._restart})
         for entry in entries:
             self._end(entry, terminated(entry.call) if entry.call.verdict is None else entry.call.verdict)
+        self._opened()
         if self._ending is None:
             self._ending = self.loop.create_task(self._tear_down(keys, addresses))
 
@@ -515,9 +526,10 @@ class ClusterBackend:
 
     def _finish(self) -> None:
         self._shares.clear()
-        self._ledger.move(PoolPhase.CLOSED)
+        if self.phase is not PoolPhase.CLOSED:  # else it was abandoned meanwhile
+            self._ledger.move(PoolPhase.CLOSED)
         self._ledger.workers.clear()
-        if self._closed is not None and not self._closed.done():
+        if self._closed is not None:  # pragma: no branch - what was not started is closed without this
             self._closed.set_result(None)
         self._changed()
 
@@ -528,11 +540,13 @@ class ClusterBackend:
 
     def abandon(self) -> None:
         """End everything for a pool that nobody holds any more, maybe after the loop's end."""
+        if self.phase in (PoolPhase.NEW, PoolPhase.CLOSED):
+            return
         if in_loop(self.loop):
             self.terminate()
             return
         self.remains.kill_own()
-        if self.phase not in (PoolPhase.TERMINATING, PoolPhase.CLOSED):
+        if self.phase is not PoolPhase.TERMINATING:
             self._ledger.move(PoolPhase.TERMINATING)
         if not self.loop.is_closed():
             for entry in self._ledger:
