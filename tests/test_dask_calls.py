@@ -105,10 +105,14 @@ async def test_a_call_that_ends_as_its_answer_comes_has_the_end_that_came_first(
     abandoned = pool.submit(jobs.square, 3)
     [_, task] = await client.given(2)
     task.give(9)
-    await asyncio.sleep(0)
+    while not backend_of(pool)._arrived:
+        await asyncio.sleep(0)
+    client.answering.clear()
     pool.terminate()
     with pytest.raises(PoolTerminated):
         await abandoned
+    await settled()
+    client.answering.set()
     await pool.join()
     assert client.gathered == [1]
 
@@ -230,11 +234,13 @@ async def test_so_many_calls_wait_as_the_cluster_has_no_thread_for(client: FakeC
 async def test_a_call_that_is_being_cancelled_is_not_given_anew_when_the_cluster_drops_it(
     pool: AioPool, client: FakeClient
 ) -> None:
-    """And the pool's end does not wait for what the cluster says."""
+    """Nor does it count as begun; and the pool's end does not wait for what the cluster says."""
     client.answering.clear()
     result = pool.submit(jobs.square, 3)
     [task] = await client.given(1)
     result.cancel()
+    begin(client, task)
+    assert pool.stats().running == 0
     task.become("cancelled")
     await settled()
     assert len(client.tasks) == 1
@@ -270,21 +276,19 @@ async def test_where_nobody_answers_a_call_can_be_cancelled_all_the_same(client:
 
 
 async def test_the_first_failure_of_a_map_withdraws_what_has_not_begun(pool: AioPool, client: FakeClient) -> None:
-    """Also what was not given to the cluster yet; what runs goes on."""
-    failing = pool.map_async(jobs.square, range(3), chunksize=1)
-    failed, running, waiting = await client.given(3)
+    """Also what was not given to the cluster yet; what runs goes on, though it is not known yet that it does."""
+    failing = pool.map_async(jobs.square, range(4), chunksize=1)
+    failed, running, begins, waiting = await client.given(4)
     begin(client, running)
-    client.begun[failed.key] = "a"
+    client.begun[begins.key] = "b"
     failed.become("error", None, RuntimeError("no such module"))
     with pytest.raises(AioPoolError):
         await failing
-    while "release" not in dict(client.asked):
-        await asyncio.sleep(0)
     await settled()
-    assert pool.stats().running == 1
-    assert pool.stats().cancelled == 1
-    assert sorted(question["keys"][0] for what, question in client.asked if what == "release") == [waiting.key]
-    running.give([1])
+    stats = pool.stats()
+    assert (stats.running, stats.queued, stats.cancelled) == (1, 1, 1)
+    released = [key for what, question in client.asked if what == "release" for key in question["keys"]]
+    assert released == [begins.key, waiting.key]
     outcomes: list[Outcome] = []
     unsent = Call("square", b"", outcomes.append)
     backend_of(pool).submit(unsent)
@@ -292,7 +296,7 @@ async def test_the_first_failure_of_a_map_withdraws_what_has_not_begun(pool: Aio
     backend_of(pool).withdraw(unsent)
     await settled()
     assert len(outcomes) == 1
-    assert len(client.tasks) == 3
+    assert len(client.tasks) == 4
 
 
 # What is shared.
@@ -311,11 +315,22 @@ async def test_what_cannot_be_sent_fails_the_calls_that_share_it(pool: AioPool, 
     client.sending.set()
     with pytest.raises(AioPoolError, match="what same shares with other calls could not be sent: nobody is there"):
         await failing
-    client.unreachable = False
+
+
+async def test_what_all_who_had_it_have_lost_is_sent_again(pool: AioPool, client: FakeClient) -> None:
+    """Before a call that needs it; not for one that is cancelled meanwhile."""
     shared = pool.share([1, 2])
-    result = pool.submit(jobs.same, shared.argument)
+    result, cancelled = (pool.submit(jobs.same, shared.argument) for _ in range(2))
+    await asyncio.sleep(0)
+    cancelled.cancel()
     (await client.given(1))[0].give([1, 2])
     assert await result == [1, 2]
+    [first] = client.scattered.values()
+    first.status = "lost"
+    result = pool.submit(jobs.same, shared.argument)
+    (await client.given(2))[1].give([1, 2])
+    assert await result == [1, 2]
+    assert list(client.scattered.values()) != [first]
 
 
 async def test_what_is_shared_as_the_pool_ends_goes_nowhere(client: FakeClient) -> None:
@@ -371,6 +386,18 @@ async def test_an_initializer_that_does_not_pickle_says_so_itself(client: FakeCl
         await pool.start()
     assert not isinstance(caught.value, InitializerError)
     assert pool.stats().phase == "closed"
+
+
+async def test_a_pool_may_be_terminated_while_it_closes(client: FakeClient) -> None:
+    """It ends once."""
+    async with pool_of(client) as pool:
+        client.answering.clear()
+        pool.close()
+        await settled()
+        pool.terminate()
+        client.answering.set()
+        await pool.join()
+        assert [what for what, _ in client.asked].count("leave") == 1
 
 
 async def test_a_call_that_comes_when_the_pool_has_ended_is_told_so(client: FakeClient) -> None:
