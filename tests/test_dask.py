@@ -410,6 +410,17 @@ async def test_a_client_of_this_loop_is_used_and_left_alone(dask: Cluster) -> No
         assert await client.run_on_scheduler(dask_jobs.desks_here) == ()
 
 
+async def test_a_client_of_another_loop_tells_where_the_cluster_is(dask: Cluster) -> None:
+    """As long as it is not closed."""
+    with Client(dask.address, set_as_default=False) as client:
+        async with AioPool(backend=DaskBackend(client)) as pool:
+            assert await pool.apply(jobs.square, (3,)) == 9
+            assert backend_of(pool).remains.client is not client
+        assert client.status == "running"
+    with pytest.raises(InitializerError, match=r"the cluster could not be made ready: .* is closed"):
+        await AioPool(backend=DaskBackend(client)).start()
+
+
 @pytest.mark.both_loops
 async def test_a_cluster_of_its_own_is_started_and_ended_with_the_pool() -> None:
     """With as many workers as there are to be processes."""

@@ -178,6 +178,20 @@ async def test_a_scheduler_that_goes_while_an_answer_is_sent_breaks_the_pool(poo
     assert not pool.healthy
 
 
+async def test_a_task_that_is_lost_with_the_way_to_the_scheduler_is_no_workers_death(
+    pool: AioPool, client: FakeClient
+) -> None:
+    """The client may notice before the desk's silence does."""
+    running, waiting = (pool.submit(jobs.square, number) for number in range(2))
+    tasks = await client.given(2)
+    begin(client, tasks[0])
+    client.status = "connecting"
+    tasks[0].become("cancelled")
+    for result in (running, waiting):
+        with pytest.raises(BrokenPool, match="the scheduler of the Dask cluster is gone"):
+            await result
+
+
 # Workers and time limits.
 
 

@@ -13,14 +13,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from distributed import Client
 
 import jobs
 from aiopool import AioPoolError, InitializerError, failures, wire
 from aiopool.backends import dask_site
 from aiopool.backends.dask_connection import Connection
 from aiopool.backends.dask_crossing import Answered, Packed, UnfitError
-from aiopool.backends.dask_parts import ask, attend, failed_start, hear, retrieved
+from aiopool.backends.dask_parts import attend, failed_start, hear, retrieved
 from aiopool.backends.dask_site import DOOR, Desk, Site, run_call, stacks_here
 from aiopool.phases import PoolPhase
 from aiopool.pickling import PLAIN
@@ -205,23 +204,11 @@ async def test_a_worker_that_comes_as_the_pool_ends_does_nothing_for_it(
     worker.seat = None
     await site.setup(worker)  # type: ignore[arg-type]
     monkeypatch.setattr(dask_site, "get_worker", lambda: worker)
-    assert run_call(7, 0, int(wire.Kind.CALL), Packed([b""]), token="pool").kind is Answered.REFUSED
+    assert run_call(7, 0, int(wire.Kind.CALL), Packed([b""]), token="pool").kind is Answered.REFUSED  # noqa: S106 - the pool's name
     assert stacks_here("pool", worker) == {}  # type: ignore[arg-type]
 
 
 # The way there.
-
-
-async def test_a_client_that_is_closed_is_no_way_to_a_cluster() -> None:
-    """That is said, whoever is to be asked."""
-    with Client(n_workers=0, processes=False, dashboard_address=None, set_as_default=False) as client:
-        address, _ = await Connection(client, None, 1, 1.0)._address()
-        assert client.scheduler is not None
-        assert address == client.scheduler.address
-    with pytest.raises(ConnectionError, match="is closed"):
-        await Connection(client, None, 1, 1.0).open()
-    with pytest.raises(ConnectionError, match="the client is closed"):
-        await ask(client, "pool", "leave")
 
 
 async def test_whatever_knows_a_schedulers_address_is_a_cluster() -> None:

@@ -299,7 +299,10 @@ class ClusterBackend:
 
     def _dropped(self, entry: Entry, why: str) -> None:
         """A task has come to nothing: a call that had begun died with its worker; another is given away anew."""
-        if entry.call.phase is CallPhase.RUNNING and (died := self._died(entry)) is not None:
+        client = self.remains.client
+        if client is not None and client.status != "running":  # all tasks are lost with the way to the scheduler
+            self._scheduler_gone(None)
+        elif entry.call.phase is CallPhase.RUNNING and (died := self._died(entry)) is not None:
             self._end(entry, died)
         elif entry.submissions >= MOST_SUBMISSIONS + entry.call.tries:
             self._end(
