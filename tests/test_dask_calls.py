@@ -33,6 +33,9 @@ from dask_fakes import FakeClient, FakeDask, Task, backend_of
 from test_hooks import Diary
 
 
+NOBODY: Any = None
+
+
 @pytest.fixture
 async def client() -> FakeClient:
     """Of a cluster where nothing has happened."""
@@ -134,7 +137,7 @@ async def test_a_result_that_is_lost_is_a_death_of_its_worker(pool: AioPool, cli
     ("status", "answer", "error", "why"),
     [
         ("finished", Answer(Answered.REFUSED, Packed([b""])), None, "it was not run again"),
-        ("error", None, KilledWorker("task", "worker", 4), "too many workers died that had it"),
+        ("error", None, KilledWorker("task", NOBODY, 4), "too many workers died that had it"),
         ("cancelled", None, None, "the cluster has dropped it"),
     ],
 )
@@ -394,7 +397,7 @@ async def test_an_initializer_that_does_not_pickle_says_so_itself(client: FakeCl
     async def refuse(_plugin: object) -> None:
         raise AioPoolError("as it is")
 
-    client.register_plugin = refuse  # type: ignore[method-assign]
+    client.register_plugin = refuse  # type: ignore[method-assign, assignment]
     pool = AioPool(backend=FakeDask(client))
     with pytest.raises(AioPoolError, match="as it is") as caught:
         await pool.start()

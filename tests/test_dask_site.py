@@ -13,12 +13,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from distributed import Security
 
 import jobs
 from aiopool import AioPoolError, InitializerError, failures, wire
 from aiopool.backends import dask_site
 from aiopool.backends.dask_connection import Connection
-from aiopool.backends.dask_crossing import Answered, Packed, UnfitError
+from aiopool.backends.dask_crossing import Answer, Answered, Packed, UnfitError
 from aiopool.backends.dask_parts import attend, failed_start, hear, retrieved
 from aiopool.backends.dask_site import DOOR, Desk, Site, run_call, stacks_here
 from aiopool.phases import PoolPhase
@@ -146,7 +147,7 @@ async def test_a_call_runs_when_the_desk_says_so(executor: concurrent.futures.Ex
     granted = worker.stream_handlers[DOOR]
     packed = Packed([bytes(call_of(jobs.square, 3).payload or b"")])
 
-    def begin() -> asyncio.Future[dask_site.Answer]:
+    def begin() -> asyncio.Future[Answer]:
         return loop.run_in_executor(executor, site.run, 7, 0, int(wire.Kind.CALL), packed, {})
 
     for grant, kind in ((False, Answered.REFUSED), (True, Answered.TOLD)):
@@ -213,8 +214,8 @@ async def test_a_worker_that_comes_as_the_pool_ends_does_nothing_for_it(
 
 async def test_whatever_knows_a_schedulers_address_is_a_cluster() -> None:
     """With its own certificates, if it has any."""
-    where: Any = SimpleNamespace(scheduler_address="tcp://127.0.0.1:1", security="its own")
-    assert await Connection(where, None, 1, 1.0)._address() == ("tcp://127.0.0.1:1", "its own")
+    where: Any = SimpleNamespace(scheduler_address="tcp://127.0.0.1:1", security=Security())  # type: ignore[no-untyped-call]
+    assert await Connection(where, None, 1, 1.0)._address() == ("tcp://127.0.0.1:1", where.security)
 
 
 class Ended:
@@ -321,11 +322,15 @@ def test_a_start_fails_with_what_says_most() -> None:
 
 async def test_a_failure_to_send_an_object_is_no_news_to_the_loop() -> None:
     """Nor is that it was cancelled with all else that the loop did."""
-    loop, complaints = asyncio.get_running_loop(), []
+    complaints: list[Any] = []
+    loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _loop, context: complaints.append(context))
-    for end in (lambda future: future.cancel(), lambda future: future.set_exception(OSError("no way"))):
+    for error in (None, OSError("no way")):
         future: asyncio.Future[None] = loop.create_future()
-        end(future)
+        if error is None:
+            future.cancel()
+        else:
+            future.set_exception(error)
         retrieved(future)
         del future
     gc.collect()

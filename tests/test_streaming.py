@@ -284,7 +284,7 @@ async def test_ctrl_c_while_a_value_is_unpickled_goes_on() -> None:
     call.take(pickle.dumps(Interrupts()), ())
     values = aiter(StreamIterator[Any](stream))
     with pytest.raises(KeyboardInterrupt):
-        anext(values).send(None)  # type: ignore[attr-defined]
+        anext(values).send(None)
     stream.finish(CANCELLED)
 
 
