@@ -32,7 +32,6 @@ from aiopool.calls import Call, Outcome
 from dask_fakes import FakeClient, FakeDask, Task, backend_of
 from test_hooks import Diary
 
-
 NOBODY: Any = None
 
 

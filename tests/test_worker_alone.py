@@ -201,7 +201,8 @@ async def test_a_stream_that_takes_no_notice_of_its_end_sends_nothing_more(
     while not sent.kinds:
         await asyncio.sleep(0)
     if asynchronous:
-        await asyncio.sleep(0)
+        for _ in range(5):  # until the generator waits
+            await asyncio.sleep(0)
         assert tasks.stop(7)
     while not answers.told:
         await asyncio.sleep(0)
@@ -209,8 +210,10 @@ async def test_a_stream_that_takes_no_notice_of_its_end_sends_nothing_more(
     assert len(tasks) == 0
 
 
-async def test_cancelling_a_chunk_ends_all_of_it() -> None:
+async def test_cancelling_or_interrupting_a_chunk_ends_all_of_it() -> None:
     """Though what an item raises takes the place of its value."""
+    with pytest.raises(CallInterrupted):
+        await each_of_chunk(async_jobs.fail, [ValueError("no"), CallInterrupted(), ValueError("no")])
     begun = asyncio.Event()
 
     async def wait(number: int) -> None:
