@@ -324,6 +324,7 @@ async def yield_on() -> AsyncIterator[int]:
     yield 1
     with contextlib.suppress(asyncio.CancelledError):
         await asyncio.Event().wait()
+    await asyncio.sleep(0)
     yield 2
 
 

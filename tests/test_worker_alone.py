@@ -201,7 +201,7 @@ async def test_a_stream_that_takes_no_notice_of_its_end_sends_nothing_more(
     while not sent.kinds:
         await asyncio.sleep(0)
     if asynchronous:
-        for _ in range(5):  # until the generator waits
+        for _ in range(20):  # until the generator waits
             await asyncio.sleep(0)
         assert tasks.stop(7)
     while not answers.told:
