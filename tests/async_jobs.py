@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from typing import Any, NoReturn
 
 from aiopool import current_worker, report
+from aiopool.exceptions import CallInterrupted
 from jobs import make_unpickles_never_in_parent, tell, wait_at
 
 variable: ContextVar[str] = ContextVar("variable", default="unset")
@@ -333,6 +334,24 @@ def give_locks() -> Iterator[Any]:
 
 def give_unpicklable(_number: int) -> Iterator[Any]:
     yield make_unpickles_never_in_parent()
+    yield 2
+
+
+async def yield_on() -> AsyncIterator[int]:
+    """Take no notice of being cancelled."""
+    yield 1
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.Event().wait()
+    await asyncio.sleep(0)
+    yield 2
+
+
+def interrupt_and_yield_on(orders: int, order: bytes, number: int) -> Iterator[int]:
+    """Take no notice of an interruption."""
+    yield 1
+    with contextlib.suppress(CallInterrupted):
+        os.write(orders, order)
+        signal.raise_signal(number)
     yield 2
 
 

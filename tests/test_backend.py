@@ -73,6 +73,19 @@ async def test_a_backend_that_does_not_run_is_not_resized() -> None:
     assert backend.seats == 1
 
 
+async def test_values_of_a_stream_that_has_ended_are_for_nobody() -> None:
+    """Nor is room for more of them for a worker."""
+    backend = backend_with(Workers())
+    await backend.start()
+    [worker] = backend._processes
+    backend.received(worker, [wire.Frame(wire.Kind.VALUE, 0, 7, b"")])
+    backend.grant(Call("f", b"", lambda _: None), 1)
+    assert backend.phase is PoolPhase.RUNNING
+    assert list(backend._processes) == [worker]
+    backend.terminate()
+    await backend.join()
+
+
 async def test_what_a_worker_said_before_it_was_abandoned_is_no_more_heard() -> None:
     """One of its messages may have been what made somebody abandon the pool."""
     backend = backend_with(Workers())

@@ -554,3 +554,5 @@ async def test_it_works_with_every_start_method(start_method: str, latch: Latch,
             await pool.apply(async_jobs.kill_self)
         assert caught.value.signal == signal.SIGKILL.name
         assert [value async for value in pool.stream(async_jobs.acount, 3)] == [0, 1, 2]
+    async with AioPool(1, context=start_method, loop_factory=uvloop.new_event_loop) as pool:
+        assert await pool.apply(async_jobs.loop_type) == "uvloop"

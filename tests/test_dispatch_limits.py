@@ -89,6 +89,27 @@ def test_a_killed_worker_is_not_interrupted() -> None:
     assert pool.died(1, 101, -9, 0) == [Finish(call, CANCELLED)]
 
 
+def test_what_a_killed_worker_gives_back_is_sent_to_its_successor() -> None:
+    """It is sent nothing more itself, nor asked for more."""
+    pool = running_pool(grace=3.0)
+    first, behind = submitted(pool, None, None)
+    assert pool.cancel(first, 0) == [Recall(1)]
+    assert pool.garbled(1, 0) == [Kill(1), Spawn(2, 0)]
+    assert pool.recalled(1, [behind.id], 0) == []
+    assert pool.died(1, 101, -9, 0) == [Finish(first, CANCELLED)]
+    assert pool.ready(2, 1) == [Send(2, behind)]
+
+
+def test_what_a_killed_worker_has_not_begun_can_be_withdrawn() -> None:
+    """Nothing is asked of that worker any more; the call never goes to its successor."""
+    pool = running_pool()
+    _, behind = submitted(pool, None, None)
+    pool.garbled(1, 0)
+    assert pool.withdraw(behind, 0) == []
+    assert Finish(behind, CANCELLED) in pool.died(1, 101, -9, 0)
+    assert pool.ready(2, 1) == []
+
+
 def test_a_call_is_interrupted_when_what_is_behind_it_has_come_back() -> None:
     """Its grace begins then, and no other call is in the worker's channel."""
     pool = running_pool(grace=3.0)

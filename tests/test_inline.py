@@ -36,6 +36,7 @@ from aiopool.backends.handles import End, Setup
 from aiopool.backends.inline import KILLED, InlineWorker
 from aiopool.pickling import PLAIN
 from aiopool.worker.main import Initializer
+from latch import Latch
 from test_carrying import numbers
 from test_hooks import Diary
 
@@ -291,6 +292,33 @@ async def test_an_initializer_that_fails_fails_the_start(backend: Any) -> None:
     with pytest.raises(InitializerError) as caught:
         await AioPool(2, jobs.fail_to_initialize, backend=backend).start()
     assert caught.value.__cause__ is not None
+
+
+async def test_the_initializer_may_be_a_coroutine_function(backend: Any, latch: Latch) -> None:
+    """It is awaited in the loop; what it raises fails the start, and it is cancelled with the pool."""
+    async with AioPool(1, asyncio.sleep, (0,), backend=backend) as pool:
+        assert await pool.apply(jobs.square, (3,)) == 9
+    with pytest.raises(InitializerError) as caught:
+        await AioPool(1, async_jobs.fail_to_initialize, backend=backend).start()
+    assert isinstance(caught.value.__cause__, OSError)
+    pool = AioPool(1, async_jobs.tell_and_clean_up, (latch.path,), backend=backend)
+    starting = asyncio.create_task(pool.start())
+    assert await latch.told() == "begun"
+    pool.terminate()
+    await starting
+    await pool.join()
+    assert [await latch.told(), await latch.told()] == ["cancelled", "cleaned up"]
+
+
+async def test_a_coroutine_is_cancelled_when_the_pool_is_terminated(backend: Any, latch: Latch) -> None:
+    """Nobody waits for it any more."""
+    async with AioPool(1, backend=backend) as pool:
+        running = pool.submit(async_jobs.tell_and_clean_up, latch.path)
+        assert await latch.told() == "begun"
+        pool.terminate()
+        with pytest.raises(PoolTerminated):
+            await running
+        assert [await latch.told(), await latch.told()] == ["cancelled", "cleaned up"]
 
 
 async def test_log_records_are_those_of_this_process(backend: Any, caplog: pytest.LogCaptureFixture) -> None:

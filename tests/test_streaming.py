@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import pickle
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import uvloop
@@ -23,6 +24,9 @@ from aiopool import (
     PoolTerminated,
     WorkerDied,
 )  # fmt: skip
+from aiopool.calls import CANCELLED, Call
+from aiopool.pickling import PLAIN
+from aiopool.streaming import Stream, StreamIterator
 from conftest import is_gone
 from latch import Latch
 
@@ -271,6 +275,66 @@ async def test_values_that_do_not_pickle() -> None:
         assert await anext(values) == 2
         with pytest.raises(StopAsyncIteration):
             await anext(values)
+
+
+class Backend:
+    """Runs nothing.
+
+    Attributes:
+        cancelled: the calls that were.
+    """
+
+    pickling = PLAIN
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.cancelled: list[Call] = []
+        self.cancel = self.cancelled.append
+
+    def submit(self, call: Call) -> None:
+        """Take a call."""
+
+
+async def test_a_value_that_could_not_be_received_ends_the_stream() -> None:
+    """Behind the values before it; those behind it would pass for them."""
+    backend: Any = Backend()
+    stream, call = Stream(backend, "f", 10), Call("f", b"", lambda _: None)
+    stream.begin(call)
+    assert call.take is not None
+    call.take(pickle.dumps(1), ())
+    call.take(None, ())
+    call.take(pickle.dumps(2), ())
+    assert backend.cancelled == [call]
+    stream.finish(CANCELLED)
+    values: StreamIterator[int] = StreamIterator(stream, None)
+    assert await anext(values) == 1
+    with pytest.raises(AioPoolError, match="a value could not be received: this process has no descriptor left"):
+        await anext(values)
+
+
+async def test_ctrl_c_while_a_value_is_unpickled_goes_on() -> None:
+    """It is no fault of the value's."""
+    backend: Any = Backend()
+    stream, call = Stream(backend, "f", 10), Call("f", b"", lambda _: None)
+    stream.begin(call)
+    assert call.take is not None
+    call.take(pickle.dumps(Interrupts()), ())
+    values = aiter(StreamIterator[Any](stream, None))
+    with pytest.raises(KeyboardInterrupt):
+        anext(values).send(None)
+    stream.finish(CANCELLED)
+
+
+class Interrupts:
+    """Somebody is at the keyboard while it is unpickled."""
+
+    def __reduce__(self) -> tuple[Callable[[], NoReturn], tuple[()]]:
+        return interrupt, ()
+
+
+def interrupt() -> NoReturn:
+    """Do what Python does at Ctrl-C."""
+    raise KeyboardInterrupt
 
 
 async def test_large_values(either_way: Callable[[], None] | None) -> None:

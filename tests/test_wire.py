@@ -346,3 +346,14 @@ def test_memory_that_was_cut_short_is_no_payload(ends: tuple[socket.socket, sock
     with pytest.raises(OSError, match="cut short"):
         parcels._read(parcel.descriptor or 0, parcel.size + 1)
     del ends
+
+
+def test_the_parts_of_a_parcel_without_memory_of_its_own_are_the_receivers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To be written to, as those of one that has some; the parcel keeps its own."""
+    for most in (0, parcels.MOST_DESCRIPTORS):
+        monkeypatch.setattr(Parcel, "most", most)
+        parcel = Parcel([[b"pickle"], [b"buf", b"fer"]])
+        pickled, buffer = parcel.parts()
+        buffer[:] = b"BUFFER"
+        assert (bytes(pickled), bytes(parcel.parts()[1])) == (b"pickle", b"buffer")
+        parcel.close()

@@ -127,8 +127,8 @@ class Stream(Source):
             self._error = AioPoolError(
                 "a value could not be received: this process has no descriptor left for its memory"
             )
-            if self._call is not None:
-                self.backend.cancel(self._call)
+            assert self._call is not None  # noqa: S101 - for the type checker
+            self.backend.cancel(self._call)
             return
         self._values.append((payload, buffers))
         if self._waiters:

@@ -6,30 +6,32 @@ one packet is a `Parcel`: the header's packet tells the lengths of its parts, an
 descriptor of the memory that they lie in, or else by pieces. Both ends use this module; it imports only the standard
 library.
 
-=============== ========= ======= ===========================================================================
-kind            direction id      payload
-=============== ========= ======= ===========================================================================
-CALL            down      its id  the function's pickle and the arguments' pickle, see `function_part`
-TIMED           down      its id  the same; the worker is to say when it begins
-COROUTINE       down      its id  the same as CALL, of a coroutine function
-TIMED_COROUTINE down      its id  the same; the worker is to say when it begins
-STREAM          down      its id  the same as CALL, of a generator function; the number says how many values
-                                  may be sent at first
-TIMED_STREAM    down      its id  the same; the worker is to say when it begins
-SHARE           down      its id  the pickle of an object that the call behind it shares with others
-DROP            down      its id  none: the worker is to forget what was shared
-LEAVE           down      0       none: return from main, exit cleanly
-READY           up        0       none: the initializer has run
-UNFIT           up        0       a failure: the initializer raised
-BEGUN           up        its id  none: this timed call begins
-HEAVY           up        0       none: the worker uses more memory than it should
-PROGRESS        up        its id  what the call reports, pickled
-VALUE           up        its id  what the generator yields, pickled
-LOG             up        0       a log record
-UNLOGGED        up        number  none: so many log records have been dropped since that was last told
-RESULT          up        its id  the result's pickle
-FAILED          up        its id  a failure, see `aiopool.failures`
-=============== ========= ======= ===========================================================================
+===================== ========= ======= ===========================================================================
+kind                  direction id      payload
+===================== ========= ======= ===========================================================================
+CALL                  down      its id  the function's pickle and the arguments' pickle, see `function_part`
+TIMED                 down      its id  the same; the worker is to say when it begins
+COROUTINE             down      its id  the same as CALL, of a coroutine function
+TIMED_COROUTINE       down      its id  the same; the worker is to say when it begins
+GENERATOR             down      its id  the same as CALL, of a generator function; the number says how many values
+                                        may be sent at first
+TIMED_GENERATOR       down      its id  the same; the worker is to say when it begins
+ASYNC_GENERATOR       down      its id  the same as GENERATOR, of an async generator function, which shares its worker
+TIMED_ASYNC_GENERATOR down      its id  the same; the worker is to say when it begins
+SHARE                 down      its id  the pickle of an object that the call behind it shares with others
+DROP                  down      its id  none: the worker is to forget what was shared
+LEAVE                 down      0       none: return from main, exit cleanly
+READY                 up        0       none: the initializer has run
+UNFIT                 up        0       a failure: the initializer raised
+BEGUN                 up        its id  none: this timed call begins
+HEAVY                 up        0       none: the worker uses more memory than it should
+PROGRESS              up        its id  what the call reports, pickled
+VALUE                 up        its id  what the generator yields, pickled
+LOG                   up        0       a log record
+UNLOGGED              up        number  none: so many log records have been dropped since that was last told
+RESULT                up        its id  the result's pickle
+FAILED                up        its id  a failure, see `aiopool.failures`
+===================== ========= ======= ===========================================================================
 
 One packet is one small message, never more. So a message that nobody has read can be taken back by the process that
 sent it, from a reader that is busy, stopped or dead.

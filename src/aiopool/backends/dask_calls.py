@@ -14,7 +14,7 @@ from distributed import Client
 
 from .. import log_records, wire
 from ..calls import CANCELLED, Call, CallPhase, Outcome, Reply
-from ..exceptions import AioPoolError, BrokenPool, CallTimeout, PoolNotRunning
+from ..exceptions import AioPoolError, BrokenPool, CallTimeout, PoolNotRunning, WorkerDied
 from ..hooks import CallStarted, WorkerLeft, WorkerStarted
 from ..phases import PoolPhase
 from ..pickling import Pickling
@@ -151,6 +151,11 @@ class ClusterBackend:
         await client.register_plugin(site)
         await asyncio.wait([self._open])
 
+    def _opened(self) -> None:
+        """Nobody needs to wait for the desk any more."""
+        if not self._open.done():
+            self._open.set_result(None)
+
     # Taking calls.
 
     def submit(self, call: Call) -> None:
@@ -181,9 +186,10 @@ class ClusterBackend:
 
     def dropped(self, entry: Entry, why: str) -> None:
         """A task has come to nothing: a call that had begun died with its worker; another is given away anew."""
-        if self.phase not in (PoolPhase.RUNNING, PoolPhase.CLOSING):
-            return
-        if entry.call.phase is CallPhase.RUNNING and (died := self._ledger.died(entry)) is not None:
+        client = self.remains.client
+        if client is not None and client.status != "running":  # all tasks are lost with the way to the scheduler
+            self._scheduler_gone(None)
+        elif entry.call.phase is CallPhase.RUNNING and (died := self._died(entry)) is not None:
             self.end(entry, died)
         elif entry.submissions >= MOST_SUBMISSIONS + entry.call.tries:
             self.end(
@@ -198,8 +204,7 @@ class ClusterBackend:
         call = entry.call
         if not self._ledger.end(entry, served=served):
             return
-        if (timer := self._timers.pop(call.id, None)) is not None:
-            timer.cancel()
+        self._stop_timer(call)
         self._tasks.unfollow(call)
         now = self.loop.time()
         self._tally.ended(call, outcome, now)
@@ -207,6 +212,15 @@ class ClusterBackend:
             self._tell(ended(call, outcome, now))
         call.finish(outcome)
         self._changed()
+
+    def _died(self, entry: Entry) -> WorkerDied | None:
+        """A worker is gone that ran a call. Another try has all of the time that the call may run."""
+        self._stop_timer(entry.call)
+        return self._ledger.died(entry)
+
+    def _stop_timer(self, call: Call) -> None:
+        if (timer := self._timers.pop(call.id, None)) is not None:
+            timer.cancel()
 
     # What the desk tells.
 
@@ -223,7 +237,7 @@ class ClusterBackend:
             case "left":
                 self._left(**message)
             case _:
-                self._open.set_result(None)
+                self._opened()
 
     def _began(self, call: int, worker: str) -> None:
         entry = self._ledger.began(call, worker, self.loop.time())
@@ -234,8 +248,6 @@ class ClusterBackend:
         limit = entry.call.limits.timeout
         if limit is not None:
             late = CallTimeout(entry.call.name, limit)
-            if (timer := self._timers.pop(call, None)) is not None:
-                timer.cancel()
             self._timers[call] = self.loop.call_later(limit, self._stop, [entry], late)
         self._changed()
 
@@ -264,7 +276,7 @@ class ClusterBackend:
         self._tally.lost()
         if self._tell is not None:
             self._tell(WorkerLeft(gone.seat, gone.pid, None, "lost" if running else "left"))
-        dead = [(entry, died) for entry in running if (died := self._ledger.died(entry)) is not None]
+        dead = [(entry, died) for entry in running if (died := self._died(entry)) is not None]
         self._tasks.drop(entry for entry, _ in dead)
         for entry, died in dead:
             self.end(entry, died)
@@ -309,8 +321,8 @@ class ClusterBackend:
             self.end(entry, CANCELLED)
 
     def grant(self, call: Call, more: int) -> None:
-        """Refuse: no call yields values here."""
-        raise AssertionError(f"{call.name} cannot yield {more} values more")
+        """Do what nobody asks for: no call yields values here."""
+        raise NotImplementedError  # pragma: no cover - only calls that yield values are asked
 
     def _stop(self, entries: Sequence[Entry], verdict: Outcome) -> None:
         chosen = [entry for entry in entries if self._ledger.stop(entry, verdict)]
@@ -354,6 +366,7 @@ class ClusterBackend:
         addresses = list({entry.worker.address: None for entry in entries if entry.worker and self._restart})
         for entry in entries:
             self.end(entry, terminated(entry.call) if entry.call.verdict is None else entry.call.verdict)
+        self._opened()
         if self._ending is None:
             self._ending = self.loop.create_task(self._tear_down(keys, addresses))
 
@@ -375,9 +388,10 @@ class ClusterBackend:
 
     def _finish(self) -> None:
         self._shares.clear()
-        self._ledger.move(PoolPhase.CLOSED)
+        if self.phase is not PoolPhase.CLOSED:  # else it was abandoned meanwhile
+            self._ledger.move(PoolPhase.CLOSED)
         self._ledger.workers.clear()
-        if self._closed is not None and not self._closed.done():
+        if self._closed is not None:  # pragma: no branch - what was not started is closed without this
             self._closed.set_result(None)
         self._changed()
 
@@ -388,11 +402,13 @@ class ClusterBackend:
 
     def abandon(self) -> None:
         """End everything for a pool that nobody holds any more, maybe after the loop's end."""
+        if self.phase in (PoolPhase.NEW, PoolPhase.CLOSED):
+            return
         if in_loop(self.loop):
             self.terminate()
             return
         self.remains.kill_own()
-        if self.phase not in (PoolPhase.TERMINATING, PoolPhase.CLOSED):
+        if self.phase is not PoolPhase.TERMINATING:
             self._ledger.move(PoolPhase.TERMINATING)
         if not self.loop.is_closed():
             for entry in self._ledger:

@@ -173,7 +173,7 @@ class Ledger:
         if self.entries.pop(entry.call.id, None) is None:
             return False
         if entry.worker is not None:
-            self._leave_worker(entry)
+            entry.worker.running.pop(entry.call.id, None)
             entry.worker.served += entry.call.weight if served else 0
         entry.call.phase = CallPhase.ENDED
         entry.call.payload = b""
@@ -182,21 +182,15 @@ class Ledger:
     def died(self, entry: Entry) -> WorkerDied | None:
         """A call's worker is gone that had begun it; return how the call ends, or None if it is to be tried again."""
         worker, call = entry.worker, entry.call
-        pid = None if worker is None else worker.pid
-        self._leave_worker(entry)
+        assert worker is not None  # noqa: S101 - for the type checker
+        worker.running.pop(call.id, None)
         call.tries += 1
         if call.tries > call.limits.retries:
-            died = WorkerDied(pid, None, call.name, call.tries)
-            if worker is not None:
-                died.add_note(f"It was {worker.address}, a worker of a Dask cluster.")
+            died = WorkerDied(worker.pid, None, call.name, call.tries)
+            died.add_note(f"It was {worker.address}, a worker of a Dask cluster.")
             return died
         call.phase = CallPhase.WAITING
         return None
-
-    @staticmethod
-    def _leave_worker(entry: Entry) -> None:
-        if entry.worker is not None:
-            entry.worker.running.pop(entry.call.id, None)
 
     # What happens to workers.
 

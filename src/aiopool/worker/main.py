@@ -265,11 +265,11 @@ class Worker:
             looped.begin(frame)
 
     def _loop_side(self) -> Looped:
-        if self._looped is None:
-            from .looped import Looped  # noqa: PLC0415 - asyncio is much to import for a worker that runs no coroutine
+        """Make the loop, at the first coroutine: from then on, messages come there."""
+        from .looped import Looped  # noqa: PLC0415 - asyncio is much to import for a worker that runs no coroutine
 
-            self._looped = Looped(self._inbox, self._station, self._looping, self._answer)
-        return self._looped
+        self._looped = looped = Looped(self._inbox, self._station, self._looping, self._answer)
+        return looped
 
     def _answer(self, call: int, answer: job.Answer) -> None:
         """A call has ended: say so."""

@@ -67,8 +67,8 @@ class Run:
     def stop(self) -> None:
         """Have it end as soon as it can."""
         self.stopped = True
-        if self._task is not None:
-            self._task.cancel()
+        assert self._task is not None  # noqa: S101 - for the type checker
+        self._task.cancel()
 
     def grant(self, more: int) -> None:
         """It may send so many values more."""
