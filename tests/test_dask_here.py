@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,6 +27,17 @@ async def test_a_cluster_may_be_in_this_process() -> None:
         assert [value async for value in pool.imap(async_jobs.add, range(9), chunksize=2)] == list(range(9))
         with pytest.raises(ZeroDivisionError):
             await pool.apply(divmod, (1, 0))
+
+
+async def test_a_record_that_is_made_in_this_process_is_handled_once(caplog: pytest.LogCaptureFixture) -> None:
+    """It need not be sent to where it is."""
+    async with (
+        LocalCluster(n_workers=1, processes=False, dashboard_address="127.0.0.1:0", asynchronous=True) as here,
+        AioPool(backend=DaskBackend(here)) as pool,
+    ):
+        caplog.clear()
+        await pool.apply(jobs.log, ("shop", logging.WARNING, "once"))
+    assert [record.getMessage() for record in caplog.records if record.name == "shop"] == ["once"]
 
 
 def test_a_desk_grants_a_call_once_for_each_try_and_to_whom_has_it() -> None:

@@ -137,7 +137,7 @@ def executor() -> Iterator[concurrent.futures.Executor]:
 
 def site_with(function: Callable[..., object] | None = None, *, forward_logs: bool = False) -> Site:
     """Return a site with an initializer."""
-    return Site("pool", Initializer(function, (), ()), PLAIN, forward_logs=forward_logs)
+    return Site("pool", Initializer(function, (), ()), PLAIN, forward_logs=forward_logs, home=("elsewhere", 0))
 
 
 async def test_a_call_runs_when_the_desk_says_so(executor: concurrent.futures.Executor) -> None:

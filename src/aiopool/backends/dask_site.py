@@ -12,9 +12,11 @@ import asyncio
 import concurrent.futures
 import inspect
 import logging
+import os
 import sys
 import threading
 import traceback
+import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import count
@@ -36,6 +38,9 @@ __all__ = ["Desk", "Site", "run_call", "share_key", "stacks_here"]
 DOOR = "aiopool"
 """What messages of all pools are called. Who has heard of it does not forget it: an unknown one ends a connection."""
 
+
+IMPORTED = uuid.uuid4().hex
+"""Names the import of this module."""
 
 RUN = {wire.Kind.CALL: job.run, wire.Kind.COROUTINE: tasks.run}
 """What runs a call, by its kind."""
@@ -216,24 +221,33 @@ class Site(WorkerPlugin):
         initializer: run before the first call.
         pickling: how calls and their outcomes are pickled.
         forward_logs: whether log records are sent to the pool.
+        home: the pool's process, where records need not be sent; this one by default.
     """
 
     def __init__(
-        self, token: str, initializer: Initializer | PickledInitializer, pickling: Pickling, *, forward_logs: bool
+        self,
+        token: str,
+        initializer: Initializer | PickledInitializer,
+        pickling: Pickling,
+        *,
+        forward_logs: bool,
+        home: tuple[str, int] | None = None,
     ) -> None:
         self.name = token
         self._initializer = initializer
         self._pickling = pickling
         self._forward_logs = forward_logs
+        self._home = home or _this_process()
         self._handler: logging.Handler | None = None
         self._claims: dict[int, concurrent.futures.Future[bool]] = {}
         self._closed = False
+        self._counting = threading.Lock()
         self.unfit: bytes | None = None
         self.running: dict[int, int] = {}
         """Which call runs in which thread."""
 
     def __reduce__(self) -> tuple[Callable[..., Site], tuple[Any, ...]]:
-        return _site, (self.name, self._initializer, self._pickling, self._forward_logs)
+        return _site, (self.name, self._initializer, self._pickling, self._forward_logs, self._home)
 
     async def setup(self, worker: Worker) -> None:
         """Come into a worker, which may be long after the pool was started; run the initializer in its own thread."""
@@ -245,7 +259,7 @@ class Site(WorkerPlugin):
             return
         self._stream = stream = Stream(self.name, worker)
         self.station: current.Station = current.Station(seat, stream, ThreadsCall(), self._pickling)
-        if self._forward_logs:
+        if self._forward_logs and self._home != _this_process():
             self._handler = ForwardingHandler(stream)
             self._handler.addFilter(lambda _record: current.is_in_thread(self.station))
             logging.root.addHandler(self._handler)
@@ -293,7 +307,8 @@ class Site(WorkerPlugin):
                 answer = RUN[wire.Kind(kind)](packed.frame(kind, call), self.station.control, self._pickling)
         finally:
             del self.running[threading.get_ident()]
-        self.station.calls += 1
+        with self._counting:
+            self.station.calls += 1
         answered = Answered.RESULT if answer.kind == wire.Kind.RESULT else Answered.FAILED
         if isinstance(answer.payload, bytes):
             told = {"kind": answered.value, "nanoseconds": answer.nanoseconds, "payload": answer.payload}
@@ -322,8 +337,19 @@ def _granted(worker: Worker, pool: str, call: int, granted: bool) -> None:  # no
         site.granted(call, granted=granted)
 
 
-def _site(token: str, initializer: Initializer, pickling: Pickling, forward_logs: bool) -> Site:  # noqa: FBT001
-    return Site(token, initializer, pickling, forward_logs=forward_logs)
+def _site(
+    token: str,
+    initializer: Initializer,
+    pickling: Pickling,
+    forward_logs: bool,  # noqa: FBT001
+    home: tuple[str, int],
+) -> Site:
+    return Site(token, initializer, pickling, forward_logs=forward_logs, home=home)
+
+
+def _this_process() -> tuple[str, int]:
+    """Return what no other process has, on no machine; what is forked from this one is another."""
+    return IMPORTED, os.getpid()
 
 
 def share_key(token: str, share: int) -> str:
