@@ -60,9 +60,10 @@ class Control:
         self.current = call
         if self._unread:
             self._read()
-        early, self._early = self._early, {}  # what came for others is of no use any more: this one is alone
-        if call in early:
-            self._raise(call)
+        if self._early:
+            early, self._early = self._early, {}  # what came for others is of no use any more: this one is alone
+            if call in early:
+                self._raise(call)
 
     def forestalled(self, call: int) -> bool:
         """Return whether a call that begins beside others was interrupted before."""
