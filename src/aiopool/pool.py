@@ -31,10 +31,11 @@ from .backends.handles import Setup
 from .backends.inline import Inline, InlineWorker, References
 from .backends.local import LocalBackend
 from .backends.process import WorkerProcess
-from .caller import Caller, Engine
+from .caller import Caller
 from .calls import CallKind, Limits
 from .carrying import Carrier
 from .cpus import usable_cpus
+from .engine import Engine
 from .hooks import Hook, Hooks
 from .lifecycle import Lifecycle
 from .packing import Packer, kind_of
