@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import multiprocessing
 import multiprocessing.forkserver
@@ -10,6 +11,7 @@ import multiprocessing.resource_tracker
 import os
 import select
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
@@ -22,9 +24,11 @@ import jobs
 from aiopool import AioPool
 from aiopool.arguments import find_context
 from aiopool.backends.local import LocalBackend
+from aiopool.worker.control import INTERRUPT
 from benchmarks.chaos_named import is_left, names
 from faultpoints import Taps
 from latch import Latch
+from worker_side import Interrupting
 
 pytest_plugins = ["pytester"]
 
@@ -228,3 +232,23 @@ def dask():
 
     with cluster() as made:
         yield made
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Both ends of a channel, as sockets."""
+    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with one, other:
+        yield one, other
+
+
+@pytest.fixture
+def interrupting() -> Iterator[Interrupting]:
+    """Nothing is written yet."""
+    before = signal.getsignal(INTERRUPT)
+    reader, writer = os.pipe()
+    yield Interrupting(reader, writer)
+    signal.signal(INTERRUPT, before)
+    for descriptor in (reader, writer):
+        with contextlib.suppress(OSError):  # a test has closed it
+            os.close(descriptor)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from aiopool import decisions
+from aiopool import decisions, ends
 from aiopool.calls import CANCELLED, STOP_GRACE, Call, Outcome, Reply
 from aiopool.commands import Command, Dismiss, Finish, Interrupt, Kill, Recall, Send, Spawn
 from aiopool.exceptions import BrokenPool, CallTimeout, PoolTerminated, WorkerDied
@@ -62,7 +62,7 @@ class Judge(Facts):
             assert needed or self.closing, "nobody needs it"
             self.asleep.remove(seat)
             self.woken_late = self.closing
-        process = self.processes[number] = Process(number, seat, self.now + decisions.START_TIMEOUT)
+        process = self.processes[number] = Process(number, seat, self.now + ends.START_TIMEOUT)
         part = 1 - self.policy.jitter * self.foresee()
         if self.policy.maxtasksperchild is not None:
             process.limit = max(1, round(self.policy.maxtasksperchild * part))

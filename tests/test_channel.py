@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Iterator
 
 import pytest
 
@@ -37,14 +36,6 @@ class Heard:
 def heard() -> Heard:
     """Nothing yet."""
     return Heard()
-
-
-@pytest.fixture
-def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """A channel's socket and the other one."""
-    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with one, other:
-        yield one, other
 
 
 async def test_what_the_kernel_does_not_take_waits_and_keeps_its_order(

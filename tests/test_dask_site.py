@@ -27,7 +27,7 @@ from aiopool.phases import PoolPhase
 from aiopool.pickling import PLAIN
 from aiopool.worker.logs import ForwardingHandler
 from aiopool.worker.main import Initializer
-from test_worker_alone import call_of
+from worker_side import call_of
 
 # A desk.
 

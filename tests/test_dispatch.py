@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from aiopool import backlog, decisions, losses
+from aiopool import backlog, decisions, ends, losses
 from aiopool.calls import CANCELLED, Call, CallPhase, Limits, Outcome, Pace, Reply
 from aiopool.commands import Command, Dismiss, Finish, Kill, Recall, Send, Spawn
 from aiopool.dispatch import Dispatcher
@@ -128,10 +128,10 @@ def test_a_worker_that_is_not_ready_in_time_is_killed() -> None:
     """The start has a deadline; passing it fails the start and says so."""
     pool = new_pool()
     pool.start(0)
-    assert pool.deadline() == decisions.START_TIMEOUT
-    assert pool.tick(decisions.START_TIMEOUT - 1) == []
-    assert Kill(1) in pool.tick(decisions.START_TIMEOUT)
-    lose(pool, 1, decisions.START_TIMEOUT)
+    assert pool.deadline() == ends.START_TIMEOUT
+    assert pool.tick(ends.START_TIMEOUT - 1) == []
+    assert Kill(1) in pool.tick(ends.START_TIMEOUT)
+    lose(pool, 1, ends.START_TIMEOUT)
     assert isinstance(pool.cause, InitializerError)
     assert "not ready within 60 s" in str(pool.cause)
 
@@ -795,7 +795,7 @@ def test_an_illegal_move_of_a_worker_raises_and_changes_nothing() -> None:
     with pytest.raises(RuntimeError, match="<Worker 1 starting calls=0 served=0> cannot become busy"):
         pool._crew.move(pool.workers[1], WorkerPhase.BUSY)
     assert pool.workers[1].phase is WorkerPhase.STARTING
-    assert pool.deadline() == decisions.START_TIMEOUT
+    assert pool.deadline() == ends.START_TIMEOUT
 
 
 # Known faults. Each test tells what should be.
@@ -814,7 +814,7 @@ def test_a_worker_that_is_not_ready_in_time_is_not_replaced_during_the_start() -
     """The start has failed."""
     pool = new_pool()
     pool.start(0)
-    assert pool.tick(decisions.START_TIMEOUT) == [Kill(1)]
+    assert pool.tick(ends.START_TIMEOUT) == [Kill(1)]
 
 
 def test_a_call_that_comes_back_to_a_broken_pool_fails() -> None:

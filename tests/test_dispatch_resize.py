@@ -6,8 +6,8 @@ import pytest
 
 from aiopool.calls import CANCELLED, Call, Limits, Pace, Reply
 from aiopool.commands import Command, Dismiss, Finish, Kill, Recall, Send, Spawn
-from aiopool.decisions import START_TIMEOUT
 from aiopool.dispatch import Dispatcher
+from aiopool.ends import START_TIMEOUT
 from aiopool.exceptions import BrokenPool, InitializerError, WorkerDied
 from aiopool.losses import FAILURE_BUDGET
 from aiopool.phases import PoolPhase, WorkerPhase

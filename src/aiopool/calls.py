@@ -5,16 +5,21 @@ from __future__ import annotations
 import enum
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from .exceptions import AioPoolError
 from .sharing import CallPayload
 
 __all__ = [
-    "CANCELLED", "STOP_GRACE", "Call", "CallKind", "CallPhase", "Cancelled", "Limits", "Outcome", "Pace", "Reply",
-    "ids",
+    "CANCELLED", "STOP_GRACE", "Call", "CallKind", "CallPhase", "Cancelled", "Limits", "MaybeCoroutine", "Outcome",
+    "Pace", "Reply", "ids",
 ]  # fmt: skip
+
+T = TypeVar("T")
+
+MaybeCoroutine: TypeAlias = Coroutine[Any, Any, T] | T
+"""What a function returns whose call has a value: that, or what gives it when it is awaited."""
 
 ids: itertools.count[int] = itertools.count(1)
 """What names calls and shares on the wire."""

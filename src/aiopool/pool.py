@@ -31,10 +31,11 @@ from .backends.handles import Setup
 from .backends.inline import Inline, InlineWorker, References
 from .backends.local import LocalBackend
 from .backends.process import WorkerProcess
-from .caller import Caller, Engine
+from .caller import Caller
 from .calls import CallKind, Limits
 from .carrying import Carrier
 from .cpus import usable_cpus
+from .engine import Engine
 from .hooks import Hook, Hooks
 from .lifecycle import Lifecycle
 from .packing import Packer, kind_of
@@ -150,58 +151,40 @@ class AioPool(Lifecycle, Caller):
         if initializer is not None:
             check_callable("initializer", initializer)
         modules = module_names("preload", preload)
-        elsewhere = backend if isinstance(backend, Elsewhere) else None
-        inline = None if isinstance(backend, Elsewhere) else find_inline(backend)
+        elsewhere, inline = (backend, None) if isinstance(backend, Elsewhere) else (None, find_inline(backend))
         pickling = find_pickling(pickler if elsewhere is None else pickler or elsewhere.pickler, inline)
         watchers = Hooks(iterate("hooks", hooks))
         carrier = Carrier(iterate("context_vars", context_vars))
         start_method = find_context(context)
         limits = Limits(optional(seconds, "timeout", timeout), at_least(0, "retries", retries))
-        policy = RecyclePolicy(
-            optional(size, "maxtasksperchild", maxtasksperchild),
-            optional(seconds, "max_age", max_age),
-            fraction("recycle_jitter", recycle_jitter),
-        )
-        awaited = initializer is not None and kind_of(initializer) is CallKind.COROUTINE
-        initialize = Initializer(initializer, tuple(iterate("initargs", initargs)), modules, pickling, awaited=awaited)
+        policy = find_policy(maxtasksperchild, max_age, recycle_jitter)
+        initialize = make_initializer(initializer, initargs, modules, pickling)
         looping = find_looping(concurrency, loop_factory)
         memory = optional(at_least_one, "max_memory_per_child", max_memory_per_child)
         threads = optional(at_least_one, "thread_limit", thread_limit)
         grace, patience = seconds("cancel_grace", cancel_grace, zero=True), seconds("start_timeout", start_timeout)
         idling = find_idling(idle_timeout, min_processes, seats)
         forwards = truth("forward_logs", forward_logs)
+        here = elsewhere is None and inline is None
         runs: Backend
         if elsewhere is not None:
             others = not_default(
-                maxtasksperchild=(maxtasksperchild, None),
-                context=(context, None),
-                cancel_grace=(cancel_grace, 0),
-                concurrency=(concurrency, 1),
-                loop_factory=(loop_factory, None),
-                max_memory_per_child=(max_memory_per_child, None),
-                max_age=(max_age, None),
-                recycle_jitter=(recycle_jitter, 0),
-                idle_timeout=(idle_timeout, None),
-                min_processes=(min_processes, None),
-                thread_limit=(thread_limit, None),
-            )
+                maxtasksperchild=(maxtasksperchild, None), context=(context, None), cancel_grace=(cancel_grace, 0),
+                concurrency=(concurrency, 1), loop_factory=(loop_factory, None),
+                max_memory_per_child=(max_memory_per_child, None), max_age=(max_age, None),
+                recycle_jitter=(recycle_jitter, 0), idle_timeout=(idle_timeout, None),
+                min_processes=(min_processes, None), thread_limit=(thread_limit, None),
+            )  # fmt: skip
             runs = elsewhere.make(Wanted(processes, initialize, pickling, patience, forwards, watchers, others))
         else:
             levels = log_records.levels if forwards else no_levels
             setup = Setup(start_method, initialize, memory, levels, pickling, {}, looping)
+            setups = partial(with_variables, setup, threads, cpus)
+            kind = WorkerProcess if here else InlineWorker
             runs = LocalBackend(
-                seats,
-                partial(with_variables, setup, threads, cpus),
-                policy,
-                grace=grace,
-                start_timeout=patience,
-                idling=idling,
-                hooks=watchers,
-                kind=WorkerProcess if inline is None else InlineWorker,
+                seats, setups, policy, grace=grace, start_timeout=patience, idling=idling, hooks=watchers, kind=kind
             )
-        here = elsewhere is None and inline is None
-        prepare = partial(start_methods.prepare, start_method, modules) if here else _nothing
-        Lifecycle.__init__(self, runs, prepare)
+        Lifecycle.__init__(self, runs, partial(start_methods.prepare, start_method, modules) if here else _nothing)
         packer = Packer(runs, carrier, pickling, watchers)
         admission = Admission(runs, optional(at_least_one, "max_pending", max_pending))
         engine = Engine(runs, packer, admission, policy, self._guard, weakref.WeakSet(), weakref.WeakSet())
@@ -297,6 +280,21 @@ def with_variables(setup: Setup, threads: int | None, cpus: int, seats: int) -> 
 
 def no_levels() -> None:
     """Want no log records."""
+
+
+def find_policy(calls: int | None, age: float | None, jitter: float) -> RecyclePolicy:
+    """Return when a worker has served enough, or raise TypeError or ValueError."""
+    return RecyclePolicy(
+        optional(size, "maxtasksperchild", calls), optional(seconds, "max_age", age), fraction("recycle_jitter", jitter)
+    )
+
+
+def make_initializer(
+    function: Callable[..., object] | None, args: Iterable[Any], modules: tuple[str, ...], pickling: Pickling
+) -> Initializer:
+    """Return what is run in a worker first, or raise TypeError."""
+    awaited = function is not None and kind_of(function) is CallKind.COROUTINE
+    return Initializer(function, tuple(iterate("initargs", args)), modules, pickling, awaited=awaited)
 
 
 def find_idling(timeout: float | None, minimum: int | None, processes: int) -> IdlePolicy:
