@@ -1,6 +1,6 @@
 """What type checkers are to make of the public face; see test_typing. Never run."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import reveal_type
 
 from aiopool import AioPool
@@ -14,6 +14,16 @@ def f(x: int, *, key: str) -> bytes:
 def g(x: int) -> str:
     """Be mapped."""
     return str(x)
+
+
+async def h(x: int) -> str:
+    """Be a coroutine function."""
+    return str(x)
+
+
+def each(x: int) -> Iterator[str]:
+    """Be a generator function."""
+    yield str(x)
 
 
 async def numbers() -> AsyncIterator[int]:
@@ -34,6 +44,13 @@ async def check() -> None:
         reveal_type(pool.map_async(g, [1]))  # MapResult[str]
         reveal_type(await pool.starmap(f, [(1, 2)]))  # list[bytes]
         reveal_type(await pool.options(timeout=1).submit(f, 1, key="x"))  # bytes
+        reveal_type(await pool.submit(h, 1))  # str
+        reveal_type(await pool.apply(h, (1,)))  # str
+        reveal_type(await pool.map(h, [1]))  # list[str]
+        reveal_type(await pool.starmap(h, [(1,)]))  # list[str]
+        reveal_type(pool.imap_unordered(h, [1]))  # ImapIterator[str]
+        reveal_type(pool.stream(each, 1))  # StreamIterator[str]
+        reveal_type(pool.stream(numbers))  # StreamIterator[int]
         shared = pool.share("x")
         reveal_type(shared)  # Shared[str]
         reveal_type(await pool.submit(len, shared.argument))  # int
@@ -45,5 +62,7 @@ async def check() -> None:
         pool.map_async(g, ["1"])  # error: not ints
         pool.options(retries=1).submit(f, 1)  # error: the keyword is missing
         pool.imap(g, ["1"])  # error: not ints
+        pool.submit(h, "1")  # error: not an int
+        pool.stream(each, "1")  # error: not an int
         pool.submit(g, shared.argument)  # error: not an int
         AioPool("2")  # error: not an int

@@ -193,7 +193,8 @@ class AioPool(Lifecycle, Caller):
     async def join(self) -> None:
         """Wait until the last worker is gone.
 
-        A stream that has not come to its end is closed if the task that waits here is the one that has read it last.
+        A stream that has not come to its end is closed if the task that has read it last is the one that waits here, or
+        has ended.
 
         Raises:
             ValueError: neither `close` nor `terminate` was called.
