@@ -54,7 +54,12 @@ async def fail_in_task(error: BaseException) -> None:
     await asyncio.gather(fail(error))
 
 
-async def fail_in_callback(error: BaseException) -> str:
+def exit_now(*_: object) -> NoReturn:
+    """Handle what nobody waits for as some programs do."""
+    sys.exit(1)
+
+
+async def fail_in_callback(error: BaseException, *, exits: bool = False) -> str:
     """Go on after something has failed that nobody waits for."""
 
     def fail_now() -> NoReturn:
@@ -62,6 +67,7 @@ async def fail_in_callback(error: BaseException) -> str:
 
     passed = asyncio.Event()
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(exit_now if exits else None)
     loop.call_soon(fail_now)
     loop.call_soon(passed.set)
     await passed.wait()

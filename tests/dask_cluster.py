@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 from aiopool import AioPool
@@ -111,9 +111,17 @@ def cluster(workers: int = 2, options: Sequence[str] = (), worker_options: Seque
 
 async def workers_of(pool: AioPool, count: int, *, at_most: bool = False) -> None:
     """Wait until so many workers are there, or more; or fewer if that is said."""
+    if at_most:
+        await until(pool, lambda: len(pool.stats().workers) <= count)
+    else:
+        await until(pool, lambda: len(pool.stats().workers) >= count)
+
+
+async def until(pool: AioPool, holds: Callable[[], bool]) -> None:
+    """Wait until something holds of a pool."""
     changed = asyncio.Event()
     pool._backend.watch(changed.set)
-    while len(pool.stats().workers) > count if at_most else len(pool.stats().workers) < count:
+    while not holds():
         changed.clear()
         await changed.wait()
 

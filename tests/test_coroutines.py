@@ -278,9 +278,11 @@ async def test_what_would_end_the_loop_does_not(
         with pytest.raises(CallAborted) as caught:
             await pool.apply(async_jobs.fail_in_task, (error,))
         assert type(caught.value.__cause__) is type(error)
-        caplog.clear()
-        assert await pool.apply(async_jobs.fail_in_callback, (error,)) == "went on"
-        assert [record.exc_text and type(error).__name__ in record.exc_text for record in caplog.records] == [True]
+        for raised, exits in ((error, False), (error, True), (ValueError(), True)):
+            caplog.clear()
+            assert await pool.apply(async_jobs.fail_in_callback, (raised,), {"exits": exits}) == "went on"
+            logged = SystemExit if isinstance(raised, ValueError) else type(raised)
+            assert [record.exc_text and logged.__name__ in record.exc_text for record in caplog.records] == [True]
         gate.let()
         assert await beside == "well"
 

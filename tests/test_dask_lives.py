@@ -23,7 +23,7 @@ from aiopool import (
     WorkerDied,
 )
 from aiopool.backends.dask import DaskBackend
-from dask_cluster import TESTS, Cluster, backend_of, cluster, workers_of
+from dask_cluster import TESTS, Cluster, backend_of, cluster, until, workers_of
 from latch import Latch
 from programs import session
 
@@ -122,7 +122,8 @@ async def test_a_cluster_that_adapts_has_workers_for_the_calls_that_wait(latch: 
         results = [pool.submit(jobs.tell_and_wait, latch.path, gate.path) for _ in range(4)]
         for _ in range(2):
             await latch.told()
-        assert (pool.processes, len(pool.stats().workers), pool.stats().running) == (2, 2, 2)
+        await until(pool, lambda: (len(pool.stats().workers), pool.stats().running) == (2, 2))
+        assert pool.processes == 2
         gate.let(4)
         await asyncio.gather(*results)
         await workers_of(pool, 0, at_most=True)

@@ -72,7 +72,23 @@ def test_an_endless_chain_is_cut() -> None:
     while arrived is not None:
         arrived = arrived.__context__
         length += 1
-    assert length == failures.MOST_NODES
+    assert length == failures.MOST_LINKS
+
+
+def test_all_members_of_a_group_travel() -> None:
+    """However many; of groups in groups, and of what caused the members, as many as of a chain."""
+    group = ExceptionGroup("many", [*map(ValueError, range(500)), KeyError("last")])
+    arrived = travel(group)
+    assert isinstance(arrived, ExceptionGroup)
+    assert [each.args for each in arrived.exceptions[:500]] == [(number,) for number in range(500)]
+    assert isinstance(arrived.exceptions[500], KeyError)
+    nested = ExceptionGroup("deepest", [ValueError(0)])
+    for number in range(1000):
+        nested = ExceptionGroup("deep", [ValueError(number), nested])
+    depth, deepest = 0, travel(nested)
+    while isinstance(deepest, ExceptionGroup):
+        depth, deepest = depth + 1, deepest.exceptions[-1]
+    assert depth == failures.MOST_LINKS
 
 
 def test_notes_that_a_reduce_drops_are_added_again() -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import pickle
 import re
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
@@ -214,6 +214,29 @@ async def test_a_record_that_is_too_large_is_cut_short(what: str, keeper: Keeper
     assert record.getMessage() == ("x" * 8000 + "... (200000 characters)" if what == "message" else "short")
 
 
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {f"field{number}": "x" * 9000 for number in range(9)},
+        {"payload": "文" * 9000, "other": "文" * 9000, "third": "文" * 9000},
+        {"number": 1 << 600_000},
+        {"x" * 70_000: 1},
+        {f"field{number}": number for number in range(10_000)},
+    ],
+    ids=["fields", "characters", "number", "name", "many"],
+)
+async def test_a_record_whose_fields_are_too_large_together_loses_them(extra: dict[str, Any], keeper: Keeper) -> None:
+    """It has what every record has, and harms no call."""
+    async with AioPool(1) as pool:
+        await pool.apply(jobs.log, (NAME, logging.INFO, "文" * 9000), {"extra": extra})
+        assert await pool.apply(jobs.square, (3,)) == 9
+    (record,) = keeper.records
+    assert record.getMessage().startswith("文" * 1000)
+    assert record.name == NAME
+    assert record.process != os.getpid()
+    assert not vars(record).keys() & extra.keys()
+
+
 async def test_a_field_that_does_not_pickle_arrives_in_words(keeper: Keeper) -> None:
     """The others as they are."""
     async with AioPool(1) as pool:
@@ -222,22 +245,27 @@ async def test_a_field_that_does_not_pickle_arrives_in_words(keeper: Keeper) -> 
     fields: dict[str, Any] = vars(record)
     assert fields["odd"].startswith("<function log_with_odd_fields.<locals>.<lambda>")
     assert fields["even"] == [2]
-    assert fields["wordless"] == "<Wordless: its repr() raised>"
+    assert fields["wordless"] == fields["exits"] == "<Wordless: its repr() raised>"
 
 
 def log_with_odd_fields() -> None:
     """Log something that cannot travel."""
-    logging.getLogger(NAME).info("odd", extra={"odd": lambda: 1, "even": [2], "wordless": Wordless()})
+    logging.getLogger(NAME).info(
+        "odd", extra={"odd": lambda: 1, "even": [2], "wordless": Wordless(), "exits": Wordless(SystemExit)}
+    )
 
 
 class Wordless:
     """Can neither travel nor be described."""
 
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
+    def __init__(self, error: type[BaseException] = RuntimeError) -> None:
+        self.error = error
+
+    def __reduce__(self) -> NoReturn:
+        raise self.error
 
     def __repr__(self) -> str:
-        raise RuntimeError
+        raise self.error
 
 
 class TwoArgumentsError(Exception):

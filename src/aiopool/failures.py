@@ -18,8 +18,8 @@ from .exceptions import CallInterrupted, NotPicklable, RemoteTraceback
 
 __all__ = ["ItemFailure", "decode", "encode", "encode_briefly", "refusal", "type_name"]
 
-MOST_NODES = 100
-"""A chain longer than this is cut, so that a runaway one costs little."""
+MOST_LINKS = 100
+"""More causes, contexts and groups than this do not travel with an exception, so that a runaway chain costs little."""
 
 
 class Node(NamedTuple):
@@ -124,19 +124,22 @@ def encode_briefly(error: BaseException) -> bytes:
 def _nodes(error: BaseException) -> list[tuple[object, ...]]:
     found: list[BaseException] = []
     positions: dict[int, int] = {}
+    left = MOST_LINKS
 
-    def position(other: BaseException | None) -> int | None:
-        if other is None or (id(other) not in positions and len(found) >= MOST_NODES):
+    def position(other: BaseException | None, *, counts: bool = True) -> int | None:
+        nonlocal left
+        if other is None or (counts and not left and id(other) not in positions):
             return None
         if id(other) not in positions:
             positions[id(other)] = len(found)
             found.append(other)
+            left -= counts
         return positions[id(other)]
 
     position(error)
     nodes = []
     for each in found:  # grows while it is walked
-        members = [position(member) for member in _members(each)]
+        members = [position(member, counts=bool(_members(member))) for member in _members(each)]
         nodes.append(
             Node(
                 None if members else _pickled(each),

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 from .. import wire
+from ..exceptions import CallInterrupted
 from .outlet import Outlet
 
 __all__ = ["Extra", "ForwardingHandler", "Levels", "forward"]
@@ -22,6 +23,12 @@ PATIENCE = 1.0
 
 MOST_CHARACTERS = 8000
 """Of a message or a traceback that is too long to be sent."""
+
+FEWEST_CHARACTERS = 1000
+"""Of each text of a record that is still too long then."""
+
+STANDARD = frozenset(vars(logging.makeLogRecord({})))
+"""The fields that every record has."""
 
 MOST_WORDS = 500
 """Characters of what stands in for an object."""
@@ -110,8 +117,9 @@ class ForwardingHandler(logging.Handler):
 def _pickled(fields: dict[str, Any]) -> bytes:
     pickled = _dumps(fields)
     if len(pickled) > wire.LARGEST:
-        short = {name: _shortened(value) for name, value in fields.items()}
-        pickled = _dumps({name: value for name, value in short.items() if value is not ...})
+        pickled = _dumps(_shortened(fields, MOST_CHARACTERS))
+    if len(pickled) > wire.LARGEST:
+        pickled = _dumps(_shortened({name: fields[name] for name in STANDARD & fields.keys()}, FEWEST_CHARACTERS))
     return pickled
 
 
@@ -126,19 +134,33 @@ def _packed(value: Any) -> Any:
     words = _in_words(value)
     try:
         return Extra(pickle.dumps(value, protocol=5), words)
-    except Exception:  # noqa: BLE001 - the user's
+    except CallInterrupted:
+        raise
+    except BaseException:  # noqa: BLE001 - the user's
         return words
 
 
 def _in_words(value: object) -> str:
     try:
         return str.__str__(repr(value))[:MOST_WORDS]
-    except Exception:  # noqa: BLE001 - the user's
+    except CallInterrupted:
+        raise
+    except BaseException:  # noqa: BLE001 - the user's
         return f"<{type(value).__name__}: its repr() raised>"
 
 
-def _shortened(value: Any) -> Any:
-    """Return a text's beginning; no other field of a record that is too large travels."""
-    if isinstance(value, str) and len(value) > MOST_CHARACTERS:
-        return f"{value[:MOST_CHARACTERS]}... ({len(value)} characters)"
-    return value if isinstance(value, (str, int, float, type(None))) else ...
+def _shortened(fields: dict[str, Any], most: int) -> dict[str, Any]:
+    """Return the beginnings of texts, and numbers; no other field of a record that is too large travels."""
+    return {name: _beginning(value, most) for name, value in fields.items() if _is_short(value)}
+
+
+def _is_short(value: object) -> bool:
+    if isinstance(value, int):
+        return value.bit_length() <= 64  # noqa: PLR2004 - what a number of a record needs
+    return isinstance(value, (str, float, type(None)))
+
+
+def _beginning(value: Any, most: int) -> Any:
+    if isinstance(value, str) and len(value) > most:
+        return f"{value[:most]}... ({len(value)} characters)"
+    return value

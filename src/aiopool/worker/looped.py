@@ -67,13 +67,19 @@ class Looped:
             try:
                 self._loop.run_forever()
             except (SystemExit, KeyboardInterrupt) as error:  # asyncio lets them through, also from tasks of a call
-                context = {"message": "a task or a callback on a worker's loop has raised", "exception": error}
-                self._loop.call_exception_handler(context)
+                self._tell(error)
         if self._failure is not None:
             raise self._failure
         frame, self._arrived = self._arrived, None
         assert frame is not None  # noqa: S101 - for the type checker
         return frame
+
+    def _tell(self, error: BaseException) -> None:
+        context = {"message": "a task or a callback on a worker's loop has raised", "exception": error}
+        try:
+            self._loop.call_exception_handler(context)
+        except (SystemExit, KeyboardInterrupt):  # of a handler that a job has set
+            self._loop.default_exception_handler(context)
 
     def close(self) -> None:
         """Cancel what is left, close async generators and the loop."""
