@@ -93,18 +93,21 @@ async def test_a_cancelled_calls_worker_is_restarted_where_that_is_wanted(dask: 
         assert await pool.apply(jobs.square, (3,)) == 9
 
 
-async def test_a_call_over_its_time_limit_is_let_go_of(pool: AioPool, latch: Latch, gate: Latch) -> None:
+async def test_a_call_over_its_time_limit_is_let_go_of(
+    pool: AioPool, latch: Latch, gate: Latch, tmp_path: Path
+) -> None:
     """The limit counts from its start in the worker: what waits is not over it."""
     running = [pool.submit(jobs.tell_and_wait, latch.path, gate.path) for _ in range(2)]
     for _ in running:
         await latch.told()
-    late = pool.apply_async(jobs.tell_and_wait, (latch.path, gate.path), timeout=0.2)
-    await late.wait(0.5)
-    assert not late.done()
-    gate.let(2)
-    with pytest.raises(CallTimeout, match=r"tell_and_wait ran longer than its time limit of 0\.2 s"):
-        await late
-    gate.let()
+    with Latch(tmp_path / "closed") as closed:
+        late = pool.apply_async(jobs.tell_and_wait, (latch.path, closed.path), timeout=0.2)
+        await late.wait(0.5)
+        assert not late.done()
+        gate.let(2)
+        with pytest.raises(CallTimeout, match=r"tell_and_wait ran longer than its time limit of 0\.2 s"):
+            await late
+        closed.let()
     assert pool.stats().timed_out == 1
 
 
