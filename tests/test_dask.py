@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
