@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 import pytest
 
 import jobs
-from aiopool import AioPool, WorkerDied, log_records, wire
-from aiopool.worker.logs import Extra
+from aiopool import AioPool, CallInterrupted, WorkerDied, log_records, wire
+from aiopool.worker.logs import Extra, ForwardingHandler
 from latch import Latch
 
 pytestmark = pytest.mark.both_loops
@@ -266,6 +266,36 @@ class Wordless:
 
     def __repr__(self) -> str:
         raise self.error
+
+
+class Interrupted:
+    """The call is interrupted as it is pickled, or as it is described."""
+
+    def __init__(self, *, pickles: bool) -> None:
+        self.pickles = pickles
+
+    def __reduce__(self) -> Any:
+        if self.pickles:
+            return Interrupted, (self.pickles,)
+        raise CallInterrupted
+
+    def __repr__(self) -> str:
+        if self.pickles:
+            raise CallInterrupted
+        return "Interrupted()"
+
+
+@pytest.mark.parametrize("pickles", [False, True])
+def test_an_interruption_while_a_field_is_made_ready_is_heard(*, pickles: bool) -> None:
+    """It is the call's, and not the field's."""
+
+    class Nowhere:
+        def send(self, packets: Any, patience: float) -> None:
+            raise AssertionError(packets, patience)
+
+    record = logging.makeLogRecord({"field": Interrupted(pickles=pickles)})
+    with pytest.raises(CallInterrupted):
+        ForwardingHandler(Nowhere()).handle(record)
 
 
 class TwoArgumentsError(Exception):

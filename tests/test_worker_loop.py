@@ -211,3 +211,11 @@ def test_a_loop_ends_with_the_channel(ends: tuple[socket.socket, socket.socket],
     ends[1].close()
     with loop_between(ends, interrupting, refuse) as looped, pytest.raises(ConnectionError):
         looped.receive()
+
+
+def test_a_loop_that_a_job_has_closed_is_closed(
+    ends: tuple[socket.socket, socket.socket], interrupting: Interrupting
+) -> None:
+    """The worker ends because of that, and with no other error on top."""
+    with loop_between(ends, interrupting, lambda _call, _answer: None) as looped:
+        looped._loop.close()
