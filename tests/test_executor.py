@@ -296,10 +296,10 @@ def test_shutdown_ends_what_a_closed_loop_has_left() -> None:
     future = executor.submit(jobs.spin)
     loop.run_until_complete(asyncio.sleep(0))
     loop.close()
-    pool.abandon()
     executor.shutdown()
     with pytest.raises(PoolTerminated, match="loop was closed"):
         future.result(0)
+    pool.abandon()
 
 
 def test_a_block_that_ends_with_its_closed_loop_ends_what_threads_wait_for() -> None:

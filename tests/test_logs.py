@@ -135,23 +135,25 @@ async def test_logging_can_be_left_alone(start_method: str, keeper: Keeper) -> N
     assert keeper.records == []
 
 
-async def test_a_flood_neither_stalls_nor_loses_silently(
-    keeper: Keeper, latch: Latch, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def warnings(monkeypatch: pytest.MonkeyPatch) -> Iterator[Keeper]:
+    """What the pool says itself of records that workers which are forked now drop, rather than wait."""
+    monkeypatch.setattr("aiopool.worker.logs.PATIENCE", 0.0)
+    made, logger = Keeper(), logging.getLogger("aiopool")
+    logger.addHandler(made)
+    yield made
+    logger.removeHandler(made)
+
+
+async def test_a_flood_neither_stalls_nor_loses_silently(keeper: Keeper, warnings: Keeper, latch: Latch) -> None:
     """While this loop stands still, records are dropped; how many is told before the call's answer."""
-    monkeypatch.setattr("aiopool.worker.logs.PATIENCE", 0.0)  # of a worker that is forked now
-    warnings = Keeper()
-    logging.getLogger("aiopool").addHandler(warnings)
     count = 5000
-    try:
-        async with AioPool(1, context="fork") as pool:
-            result = pool.submit(jobs.log_much, NAME, count, latch.path)
-            assert latch.told_now() == "done"  # the loop has stood still
-            assert await result == count
-            came, dropped = list(keeper.messages), dropped_in(warnings)
-            await pool.apply(jobs.log, (NAME, logging.WARNING, "after the flood"))
-    finally:
-        logging.getLogger("aiopool").removeHandler(warnings)
+    async with AioPool(1, context="fork") as pool:
+        result = pool.submit(jobs.log_much, NAME, count, latch.path)
+        assert latch.told_now() == "done"  # the loop has stood still
+        assert await result == count
+        came, dropped = list(keeper.messages), dropped_in(warnings)
+        await pool.apply(jobs.log, (NAME, logging.WARNING, "after the flood"))
     assert dropped > 0
     assert keeper.messages[-1] == "after the flood"
     assert len(came) + dropped == count
@@ -159,20 +161,14 @@ async def test_a_flood_neither_stalls_nor_loses_silently(
 
 
 async def test_what_a_thread_has_logged_in_vain_is_told_when_its_worker_leaves(
-    keeper: Keeper, latch: Latch, gate: Latch, monkeypatch: pytest.MonkeyPatch
+    keeper: Keeper, warnings: Keeper, latch: Latch, gate: Latch
 ) -> None:
     """Though no call's answer comes any more."""
-    monkeypatch.setattr("aiopool.worker.logs.PATIENCE", 0.0)  # of a worker that is forked now
-    warnings = Keeper()
-    logging.getLogger("aiopool").addHandler(warnings)
     count = 5000
-    try:
-        async with AioPool(1, context="fork") as pool:
-            await pool.apply(jobs.log_much_later, (NAME, count, latch.path, gate.path))
-            gate.let()
-            assert latch.told_now() == "done"  # the loop has stood still
-    finally:
-        logging.getLogger("aiopool").removeHandler(warnings)
+    async with AioPool(1, context="fork") as pool:
+        await pool.apply(jobs.log_much_later, (NAME, count, latch.path, gate.path))
+        gate.let()
+        assert latch.told_now() == "done"  # the loop has stood still
     assert dropped_in(warnings) > 0
     assert len(keeper.messages) + dropped_in(warnings) == count
 

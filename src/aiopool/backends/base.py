@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
 from ..calls import Call
-from ..exceptions import AioPoolError
+from ..exceptions import AioPoolError, PoolNotRunning
 from ..hooks import Hooks
 from ..phases import PoolPhase
 from ..pickling import Pickler, Pickling
@@ -17,7 +17,7 @@ from ..stacks import WorkerStack
 from ..stats import PoolStats
 from ..worker.main import Initializer
 
-__all__ = ["Backend", "Elsewhere", "Remains", "Wanted", "in_loop"]
+__all__ = ["Backend", "Elsewhere", "Remains", "Wanted", "in_loop", "not_running"]
 
 
 def in_loop(loop: asyncio.AbstractEventLoop) -> bool:
@@ -26,6 +26,13 @@ def in_loop(loop: asyncio.AbstractEventLoop) -> bool:
         return asyncio.get_running_loop() is loop
     except RuntimeError:
         return False
+
+
+def not_running(phase: PoolPhase) -> PoolNotRunning:
+    """Return the error of a call that is made when a pool stands there."""
+    if phase in (PoolPhase.NEW, PoolPhase.STARTING):
+        return PoolNotRunning("the pool is not started: use `async with pool:`, or `await pool.start()` first")
+    return PoolNotRunning(f"the pool is {phase.value}: it takes no more calls")
 
 
 class Remains(Protocol):

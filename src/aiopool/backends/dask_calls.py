@@ -14,14 +14,14 @@ from distributed import Client
 
 from .. import log_records, wire
 from ..calls import CANCELLED, Call, CallPhase, Outcome, Reply
-from ..exceptions import AioPoolError, BrokenPool, CallTimeout, PoolNotRunning, WorkerDied
+from ..exceptions import AioPoolError, BrokenPool, CallTimeout, WorkerDied
 from ..hooks import CallStarted, WorkerLeft, WorkerStarted
 from ..phases import PoolPhase
 from ..pickling import Pickling
 from ..sharing import CallPayload, Share
 from ..stacks import WorkerStack
 from ..stats import PoolStats, Tally
-from .base import Wanted, in_loop
+from .base import Wanted, in_loop, not_running
 from .dask_connection import Connection
 from .dask_crossing import Answer, Answered, Packed
 from .dask_parts import (
@@ -417,11 +417,7 @@ class ClusterBackend:
 
     def refusal(self) -> AioPoolError:
         """Return why no call is taken now."""
-        if self.phase is PoolPhase.BROKEN:
-            return self._broken()
-        if self.phase in (PoolPhase.NEW, PoolPhase.STARTING):
-            return PoolNotRunning("the pool is not started: use `async with pool:`, or `await pool.start()` first")
-        return PoolNotRunning(f"the pool is {self.phase.value}: it takes no more calls")
+        return self._broken() if self.phase is PoolPhase.BROKEN else not_running(self.phase)
 
     async def resize(self, seats: int) -> None:
         """Refuse: the cluster's size is not the pool's affair."""

@@ -11,7 +11,7 @@ from .. import log_records, wire
 from ..calls import Call, CallKind, Reply, ids
 from ..commands import Command, Dismiss, Finish, Interrupt, Kill, Recall, Send, Spawn
 from ..dispatch import Dispatcher
-from ..exceptions import AioPoolError, InitializerError, PoolNotRunning
+from ..exceptions import AioPoolError, InitializerError
 from ..hooks import CallStarted, Hooks, WorkerLeft, WorkerStarted
 from ..phases import PoolPhase, WorkerPhase
 from ..pickling import Pickling
@@ -20,6 +20,7 @@ from ..seats import Worker
 from ..sharing import CallPayload, Share
 from ..stacks import WorkerStack
 from ..stats import PoolStats, Tally
+from .base import not_running
 from .handles import End, Handle, Observer, Setup
 from .process import WorkerProcess, failed_start
 from .remains import LocalRemains, abandon_all
@@ -194,12 +195,7 @@ class LocalBackend:
 
     def refusal(self) -> AioPoolError:
         """Return why no call is taken now."""
-        phase = self.phase
-        if phase is PoolPhase.BROKEN:
-            return self._dispatcher.broken()
-        if phase in (PoolPhase.NEW, PoolPhase.STARTING):
-            return PoolNotRunning("the pool is not started: use `async with pool:`, or `await pool.start()` first")
-        return PoolNotRunning(f"the pool is {phase.value}: it takes no more calls")
+        return self._dispatcher.broken() if self.phase is PoolPhase.BROKEN else not_running(self.phase)
 
     def close(self) -> None:
         """Take no more calls; accepted ones finish, then the workers leave."""
