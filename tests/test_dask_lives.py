@@ -219,9 +219,7 @@ async def main(address, latch, gate):
     async with AioPool(backend=DaskBackend(address)) as pool:
         shared = pool.share(jobs.Block(bytearray(b"x")))
         await pool.apply(jobs.first_byte, (shared,))
-        running = [pool.submit(jobs.tell_and_wait, latch, gate) for _ in range(2)]
-        waiting = [pool.submit(jobs.tell, latch, "never") for _ in range(3)]
-        await asyncio.gather(*running, *waiting)
+        await asyncio.gather(*(pool.submit(jobs.tell_and_wait, latch, gate) for _ in range(2 + 3)))
 
 asyncio.run(main(*sys.argv[1:]))
 """
