@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import contextlib
 import gc
@@ -12,6 +13,8 @@ import os
 import select
 import signal
 import socket
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
@@ -59,6 +62,24 @@ def default_start_method(request: pytest.FixtureRequest) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         if method:
             patched.setattr("aiopool.pool.find_context", lambda context: find_context(context or method))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def measured_threads() -> Iterator[None]:
+    """Have what measures coverage see the threads, too, that `threading` knows nothing of."""
+    trace, start = threading.gettrace(), _thread.start_new_thread
+
+    def start_traced(function: Callable[..., object], args: tuple[object, ...]) -> int:
+        def traced() -> None:
+            sys.settrace(trace)
+            function(*args)
+
+        return start(traced, ())
+
+    with pytest.MonkeyPatch.context() as patched:
+        if trace is not None:
+            patched.setattr(_thread, "start_new_thread", start_traced)
         yield
 
 

@@ -182,10 +182,10 @@ async def test_descriptors_that_run_out_half_way_are_all_given_back(
 async def test_threads_that_run_out_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the interpreter's own as its cause."""
 
-    def refuse(_thread: object) -> None:
+    def refuse(_function: object, _args: object) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr("threading.Thread.start", refuse)
+    monkeypatch.setattr("_thread.start_new_thread", refuse)
     with pytest.raises(InitializerError, match="can't start new thread"):
         await AioPool(2, context="forkserver").start()
 
@@ -373,8 +373,7 @@ def test_a_start_that_returns_when_its_loop_is_closed_leaves_nothing(
     if abandoned == "before":
         worker.abandon()
     go.set()
-    assert worker._starter is not None
-    worker._starter.join()
+    worker._starter_done.wait()
     if abandoned == "afterwards":
         assert worker._pidfd is not None  # by which it is killed
         worker.abandon()

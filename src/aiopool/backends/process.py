@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import contextlib
 import itertools
@@ -91,7 +92,8 @@ class WorkerProcess:
         self._start_method = setup.context.get_start_method()
         # Between the thread that starts the process and whoever ends it: maybe the garbage collector, in the former.
         self._lock = threading.RLock()
-        self._starter: threading.Thread | None = None
+        self._starter: int | None = None  # the thread that starts it, if that is one of its own
+        self._starter_done = threading.Event()
         self._started = False  # or failed to: what the process is to have is not needed here any more
         self._unwanted = False
         self._dismissed = False
@@ -131,15 +133,12 @@ class WorkerProcess:
         if self._start_method == "fork":
             self._attach(self._fork())
         else:
-            # A daemon: a start that never returns must not hold up the interpreter's exit.
-            name = f"start AioPoolWorker-{self.number}"
-            starter = threading.Thread(target=self._start_in_thread, name=name, daemon=True)
+            # Not by `threading`, which waits until the thread runs: on a busy machine the loop would stand still.
+            # Nor does anybody wait for it at the interpreter's exit: a start may never return.
             try:
-                starter.start()
+                self._starter = _thread.start_new_thread(self._start_in_thread, ())
             except RuntimeError as error:  # no more threads
                 self._report(End(cause=failed_start(error)))
-            else:
-                self._starter = starter
 
     def send(self, packets: Sequence[wire.Packet], call: int = 0) -> None:
         """Send a message about a call, or about none."""
@@ -225,8 +224,8 @@ class WorkerProcess:
     def abandon(self) -> None:
         """Kill it, wait until it is reaped, and close everything: without the loop's help, and without a report."""
         self.kill()
-        if self._starter not in (None, threading.current_thread()):
-            self._starter.join(START_GRACE)
+        if self._starter not in (None, threading.get_ident()):
+            self._starter_done.wait(START_GRACE)
         if self.pid is not None:
             self._process.join(REAP_GRACE)
         self._close()
@@ -244,6 +243,13 @@ class WorkerProcess:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _start_in_thread(self) -> None:
+        self._starter = threading.get_ident()  # which the loop's thread may not have noted yet
+        try:
+            self._start_and_attach()
+        finally:
+            self._starter_done.set()
+
+    def _start_and_attach(self) -> None:
         failure = self._start(self._prepare)
         if failure is None and self._unwanted:
             self._process.join(REAP_GRACE)  # it is killed, and maybe nobody waits for it any more
