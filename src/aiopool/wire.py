@@ -223,7 +223,7 @@ class Decoder:
     def __init__(self, access: int = mmap.ACCESS_COPY) -> None:
         self.awaits_descriptor: bool = False
         self._access = access
-        self._scratch = memoryview(bytearray(PACKET))
+        self._scratch = _scratch()
         self._head = (0, 0, 0)
         self._lengths: Sequence[int] = ()
         self._large: memoryview | None = None
@@ -293,6 +293,14 @@ class Decoder:
         except ValueError as error:
             raise WireError(f"a parcel of {len(content)} bytes has no parts of {self._lengths} bytes") from error
         return Frame(*self._head, payload, buffers)
+
+
+def _scratch() -> memoryview:
+    """Return where packets go. Most are small; memory of its own takes no more than the largest that has come."""
+    try:
+        return memoryview(mmap.mmap(-1, PACKET, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+    except OSError:  # no more mappings
+        return memoryview(bytearray(PACKET))
 
 
 def frames_of(packets: Sequence[Packet]) -> list[Frame]:

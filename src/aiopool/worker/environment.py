@@ -8,8 +8,9 @@ them is the interpreter's own.
 
 from __future__ import annotations
 
+import operator
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Self
 
 __all__ = ["NameWithVariables", "thread_variables"]
@@ -45,5 +46,22 @@ class NameWithVariables(str):
         made._variables = variables
         return made
 
-    def __reduce__(self) -> tuple[Callable[[str], str], tuple[str]]:
-        return eval, (f"__import__('os').environ.update({dict(self._variables)!r}) or {str(self)!r}",)
+    def __reduce__(self) -> tuple[Callable[..., str], tuple[tuple[str, _Environment], int]]:
+        return operator.getitem, ((str(self), _Environment(self._variables)), 0)
+
+
+class _Environment:
+    """Unpickles as `os.environ`, which has these variables from then on."""
+
+    def __init__(self, variables: Mapping[str, str]) -> None:
+        self._variables = variables
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[_Os, str], None, None, Iterator[tuple[str, str]]]:
+        return getattr, (_Os(), "environ"), None, None, iter(self._variables.items())
+
+
+class _Os:
+    """Unpickles as the module."""
+
+    def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
+        return __import__, ("os",)

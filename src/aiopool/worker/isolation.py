@@ -43,7 +43,7 @@ def leave_parents_group() -> None:
 def quieten_signals() -> None:
     """Drop the handlers and the wakeup descriptor that a fork brought along; let the parent's signals pass by."""
     signal.set_wakeup_fd(-1)
-    for number in signal.valid_signals():
+    for number in range(1, signal.NSIG):
         if callable(signal.getsignal(number)):
             signal.signal(number, signal.SIG_DFL)
     for number in PARENTS_SIGNALS:

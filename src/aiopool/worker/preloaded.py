@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing.popen_forkserver as descriptors  # what is forked takes descriptors over with it
 import os
 import signal
 
 from . import logs, main
 
-__all__ = ["logs", "main"]
+__all__ = ["descriptors", "logs", "main"]
 
 
 def _listen_to_the_keyboard() -> None:
