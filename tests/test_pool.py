@@ -15,6 +15,7 @@ import pytest
 import async_jobs
 import jobs
 from aiopool import AioPool, AsyncResult, MapResult, NotPicklable, PoolTerminated, ResultTimeout, cpus
+from faultpoints import Taps
 from latch import Latch
 
 pytestmark = pytest.mark.both_loops
@@ -62,6 +63,15 @@ async def test_map_and_starmap_return_values_in_order(pool: AioPool, chunksize: 
     assert await pool.starmap(jobs.add, [(1, 2), (3, 4)], chunksize) == [3, 7]
     assert await pool.map_async(jobs.square, {3: None}, chunksize) == [9]
     assert await pool.starmap_async(jobs.add, [(1,)], chunksize) == [1]
+
+
+async def test_the_items_of_a_range_do_not_travel(taps: Taps) -> None:
+    """Each chunk is a range, too, and fits into one packet. Their values need more."""
+    async with AioPool(1, context="fork") as pool:
+        tapped = taps.of(await pool.apply(jobs.pid_of))
+        assert await pool.map(abs, range(-200_000, 0), 50_000) == [*range(200_000, 0, -1)]
+        assert tapped.down.packets == len(tapped.down.messages) == 1 + 4
+        assert tapped.up.packets > len(tapped.up.messages)
 
 
 async def test_map_raises_at_the_first_failure_and_drops_what_has_not_begun(latch: Latch) -> None:

@@ -48,7 +48,7 @@ def make_chunks(
     engine: Engine,
     runner: Function,
     func: Callable[..., object],
-    items: list[Any],
+    items: Sequence[Any],
     length: int,
     finish: Callable[[int, Outcome], None],
     limits: Limits,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Sequence
 from contextvars import copy_context
 from typing import Any, TypeVar, overload
 
@@ -11,6 +11,7 @@ from .calls import Call, CallKind, Limits, MaybeCoroutine, Outcome
 from .chunks import AWAITED, make_chunks, size_of_chunks
 from .engine import Engine
 from .packing import kind_of
+from .pickling import PLAIN
 from .results import MapResult
 from .streams import ImapIterator, Window
 from .worker import job
@@ -306,7 +307,7 @@ class Mapper:
         admission, packer = self._engine.admission, self._engine.packer
         company, kind = packer.carried(), kind_of(func)  # now; an async input may take its time
 
-        def begin(items: list[Any]) -> None:
+        def begin(items: Sequence[Any]) -> None:
             self._engine.guard.check_usable()
             length = size_of_chunks(self._engine, len(items), chunksize, limits, kind, packer.pace_of(func))
             waits = wait and admission.limited
@@ -330,6 +331,8 @@ class Mapper:
 
         if isinstance(iterable, AsyncIterable):
             result.begin_when_read(iterable, begin, self._engine.admission.tell)
+        elif isinstance(iterable, range) and self._engine.backend.pickling is PLAIN:
+            begin(iterable)  # each chunk is a range, too, and travels as such; not every pickler knows what that is
         else:
             begin(list(iterate_input(iterable)))
         return result
