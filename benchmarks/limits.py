@@ -14,6 +14,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator
+from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING
 
 from .cell import WORKERS, Cell
@@ -21,7 +22,7 @@ from .cell import WORKERS, Cell
 if TYPE_CHECKING:
     from .work import Work
 
-__all__ = ["array_copy", "bare_calls", "bare_processes", "cores", "ping_pong"]
+__all__ = ["array_copy", "bare_calls", "bare_map", "bare_naps", "bare_processes", "cores", "ping_pong"]
 
 MESSAGE = b"." * 64
 
@@ -39,6 +40,21 @@ with socket.socket(fileno=int(sys.argv[1])) as ours:
         number, function, args = pickle.loads(message)
         ours.send(pickle.dumps((number, function(*args)), 5))
 """
+
+MAP = """
+import pickle, sys
+from multiprocessing.connection import Connection
+with Connection(int(sys.argv[1])) as ours:
+    while True:
+        try:
+            function, items = pickle.loads(ours.recv_bytes())
+        except EOFError:
+            break
+        ours.send_bytes(pickle.dumps([function(item) for item in items], 5))
+"""
+
+CHUNKS = 8
+"""Of a map over two workers."""
 
 AHEAD = 100
 """Messages on their way to a bare worker, so that it need not wait for them."""
@@ -119,6 +135,64 @@ def bare_calls(calls: int) -> Work:
                 bare.feed()
                 await asyncio.gather(*futures)
             return count / (time.perf_counter() - began)
+
+    return work
+
+
+def bare_map(count: int) -> Work:
+    """Return the work of a map over bare workers, which have one chunk ahead; its number is items a second."""
+
+    async def work(cell: Cell) -> float:
+        items = range(cell.count(count, 100))
+        with contextlib.ExitStack() as stack:
+            sockets = [stack.enter_context(_bare_worker(MAP, socket.SOCK_STREAM)) for _ in range(WORKERS)]
+            workers = [stack.enter_context(Connection(each.detach())) for each in sockets]
+            for part in (items[: len(items) // 20], items):
+                began = time.perf_counter()
+                values = _mapped(part, workers)
+                seconds = time.perf_counter() - began
+                assert values == list(part)  # noqa: S101 - what is not right is no measure
+        return len(items) / seconds
+
+    return work
+
+
+def _mapped(items: range, workers: list[Connection]) -> list[int]:
+    length = -(-len(items) // CHUNKS)
+    chunks = [items[begin : begin + length] for begin in range(0, len(items), length)]
+    waiting, values = deque(enumerate(chunks)), [[0] for _ in chunks]
+    sent: dict[Connection, deque[int]] = {worker: deque() for worker in workers}
+
+    def feed(worker: Connection) -> None:
+        if waiting:
+            number, chunk = waiting.popleft()
+            worker.send_bytes(pickle.dumps((abs, chunk), 5))
+            sent[worker].append(number)
+
+    for worker in workers * 2:
+        feed(worker)
+    while any(sent.values()):
+        ready = wait([worker for worker in workers if sent[worker]])
+        for worker in filter(ready.__contains__, workers):
+            answer = worker.recv_bytes()
+            feed(worker)
+            values[sent[worker].popleft()] = pickle.loads(answer)
+    return [value for chunk in values for value in chunk]
+
+
+def bare_naps(count: int, at_once: int, seconds: float) -> Work:
+    """Return the work of coroutines that wait in this loop, without a pool; its number is how many end in a second."""
+
+    async def work(cell: Cell) -> float:
+        left = iter(range(cell.count(count, 10)))
+
+        async def nap_again() -> None:
+            for _ in left:
+                await asyncio.sleep(seconds)
+
+        began = time.perf_counter()
+        await asyncio.gather(*(nap_again() for _ in range(at_once)))
+        return cell.count(count, 10) / (time.perf_counter() - began)
 
     return work
 

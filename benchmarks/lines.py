@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from . import limits, work
+from .cell import WORKERS
 from .work import Work
 
 __all__ = ["BEST", "LIMIT_OF_MACHINE", "LINES", "VALUE", "Line", "Target", "named"]
@@ -81,7 +82,8 @@ def _calls() -> Iterable[Line]:
     yield Line("round_trip", "one trivial call at a time, median", "ms", False, work.round_trip, QUICK,
                limit=limits.ping_pong, limit_title="bare socket ping-pong")  # fmt: skip
     yield Line("map", "map of 200,000 trivial items", "items/s", True, work.map_, (Target(BEST, 1.2),),
-               needs=frozenset({"map"}))  # fmt: skip
+               needs=frozenset({"map"}),
+               limit=limits.bare_map(200_000), limit_title="bare pickles and sockets")  # fmt: skip
     yield Line("imap", "imap of 5,000 items, chunksize 1", "items/s", True, work.imap, FIVEFOLD,
                needs=frozenset({"imap"}),
                limit=limits.bare_calls(5000), limit_title="bare futures, pickles and sockets")  # fmt: skip
@@ -92,7 +94,9 @@ def _calls() -> Iterable[Line]:
 
 def _coroutines() -> Iterable[Line]:
     yield Line("coroutines", "gather of 2,000 coroutines that wait 10 ms, 32 at once in each worker", "calls/s", True,
-               work.coroutines, (Target("aiomultiprocess", 3),), needs=frozenset({"coroutines"}))  # fmt: skip
+               work.coroutines, (Target("aiomultiprocess", 3),), needs=frozenset({"coroutines"}),
+               limit=limits.bare_naps(2000, WORKERS * work.AT_ONCE, work.NAP),
+               limit_title="as many at once in this loop, without a pool")  # fmt: skip
     yield Line("coroutine_round_trip", "one trivial coroutine at a time, median", "ms", False,
                work.coroutine_round_trip, NO_WORSE, needs=frozenset({"coroutines"}))  # fmt: skip
     yield Line("stream", "a stream of 100,000 small values", "values/s", True, work.stream,
