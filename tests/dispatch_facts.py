@@ -167,17 +167,19 @@ class Facts:
         seats: int,
         *,
         depth: int = 1,
+        reserve: int = 0,
         policy: RecyclePolicy | None = None,
         grace: float = 0.0,
         idling: IdlePolicy | None = None,
         concurrency: int = 1,
     ) -> None:
-        self.seats, self.depth, self.grace, self.concurrency = seats, depth, grace, concurrency
+        self.seats, self.depth, self.reserve, self.grace, self.concurrency = seats, depth, reserve, grace, concurrency
         self.policy, self.idling = policy or RecyclePolicy(), idling or IdlePolicy()
         self.dispatcher = Dispatcher(
             seats,
             self.policy,
             depth=depth,
+            reserve=reserve,
             grace=grace,
             idling=self.idling,
             concurrency=concurrency,
@@ -285,6 +287,11 @@ class Facts:
         """Whether it could run this call beside those that it has."""
         fits = 0 < len(process.held) < process.width == self.width_for(ticket) and process.takes(ticket)
         return fits and not process.recalling and not process.stopping and not self.relieved(process)
+
+    def has_its_share(self, process: Process, waiting: int) -> bool:
+        """Whether it has as many ahead as it may where so many wait."""
+        most = self.depth if waiting >= self.reserve * self.seats else 1
+        return len(process.held) - process.width >= most
 
     def place_elsewhere(self, process: Process) -> bool:
         """Whether what is first behind the calls that it runs could run at once beside others."""

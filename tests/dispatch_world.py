@@ -33,12 +33,15 @@ class World(Judge):
         seats: int,
         *,
         depth: int = 1,
+        reserve: int = 0,
         policy: RecyclePolicy | None = None,
         grace: float = 0.0,
         idling: IdlePolicy | None = None,
         concurrency: int = 1,
     ) -> None:
-        super().__init__(seats, depth=depth, policy=policy, grace=grace, idling=idling, concurrency=concurrency)
+        super().__init__(
+            seats, depth=depth, reserve=reserve, policy=policy, grace=grace, idling=idling, concurrency=concurrency
+        )
         self.spawns_to_fail = 0
         self.quick_to_begin = self.slow_to_report = False
         self._pending: deque[Command] = deque()

@@ -21,14 +21,14 @@ KILLED = -9
 CALLS = RecycleReason.CALLS
 
 
-def new_pool(seats: int = 1, *, depth: int = 1, limit: int | None = None) -> Dispatcher:
+def new_pool(seats: int = 1, *, depth: int = 1, reserve: int = 0, limit: int | None = None) -> Dispatcher:
     """Return a dispatcher that was not started."""
-    return Dispatcher(seats, RecyclePolicy(limit), depth=depth, jitter=lambda: 0.5)
+    return Dispatcher(seats, RecyclePolicy(limit), depth=depth, reserve=reserve, jitter=lambda: 0.5)
 
 
-def running_pool(seats: int = 1, *, depth: int = 1, limit: int | None = None) -> Dispatcher:
+def running_pool(seats: int = 1, *, depth: int = 1, reserve: int = 0, limit: int | None = None) -> Dispatcher:
     """Return a dispatcher with workers 1 to ``seats``, which are ready; the last of them is the warmest."""
-    pool = new_pool(seats, depth=depth, limit=limit)
+    pool = new_pool(seats, depth=depth, reserve=reserve, limit=limit)
     pool.start(0)
     for worker in range(1, seats + 1):
         pool.ready(worker, 0)
@@ -932,6 +932,17 @@ def test_what_is_sent_ahead_is_soon_done() -> None:
     calls = [new_call(seconds=4 * tenth), new_call(seconds=tenth, weight=5), new_call(seconds=2 * tenth), new_call()]
     assert [pool.submit(call, 0) for call in calls] == [[Send(1, calls[0])], [Send(1, calls[1])], [], []]
     assert pool.replied(1, [(calls[0].id, ANSWER)], 0)[1:] == [Send(1, calls[2]), Send(1, calls[3])]
+
+
+def test_only_where_many_calls_wait_more_than_one_is_sent_ahead() -> None:
+    """What is ahead may be answered all at once, and keep the loop from all else."""
+    pool = running_pool(2, depth=9, reserve=2)
+    ahead = []
+    for _ in range(16):
+        submitted(pool, 1)
+        ahead.append(sum(len(worker.calls) - 1 for worker in pool.workers.values() if worker.calls))
+    assert ahead == [0, 0, 1, 2, 2, 2, 2, *range(3, 12)]
+    assert pool.waiting == 3
 
 
 def test_who_has_least_to_do_is_sent_ahead_first() -> None:

@@ -151,6 +151,7 @@ class Machine(RuleBasedStateMachine):
 
     @initialize(
         size=st.sampled_from(list(itertools.product((1, 2, 3), (1, 2, 3, 3), (0.0, 1.0)))),
+        reserve=st.sampled_from((0, 0, 1, 2)),
         policy=st.sampled_from(POLICIES),
         idling=st.sampled_from(IDLING),
         menu=st.sampled_from(MENUS),
@@ -165,6 +166,7 @@ class Machine(RuleBasedStateMachine):
         self,
         *,
         size: tuple[int, int, float],
+        reserve: int,
         policy: RecyclePolicy,
         idling: IdlePolicy,
         menu: list[Limits],
@@ -178,7 +180,9 @@ class Machine(RuleBasedStateMachine):
         """A pool, mostly one that runs already."""
         seats, depth, grace = size
         self.menu, self.paces, self.mood, self.hasty, self.kinds = menu, paces, mood, hasty, kinds
-        self.world = World(seats, depth=depth, policy=policy, grace=grace, idling=idling, concurrency=concurrency)
+        self.world = World(
+            seats, depth=depth, reserve=reserve, policy=policy, grace=grace, idling=idling, concurrency=concurrency
+        )
         if begins != "new":
             self.world.start()
         if begins == "running":

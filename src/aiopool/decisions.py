@@ -79,22 +79,29 @@ class Decisions(Ends):
             return
         occupants = (seat.occupant for seat in self._crew.seats)
         turns = deque(sorted(filter(_may_have_more, occupants), key=lambda worker: worker.load))
-        while self._backlog:
+        many = self._many
+        for waiting in range(len(self._backlog), 0, -1):
             call = self._backlog.first()
-            worker = self._roomiest(call) or self._next_with_room(turns, call)
+            worker = self._roomiest(call) or self._next_with_room(turns, call, few=waiting < many)
             if worker is None:
                 return
             self._send(worker, self._backlog.take(), now)
 
-    def _next_with_room(self, turns: deque[Worker], call: Call) -> Worker | None:
+    def _next_with_room(self, turns: deque[Worker], call: Call, *, few: bool) -> Worker | None:
         """Return whose turn it is to be sent this call, now behind the others; drop those with no room at all."""
         for _ in range(len(turns)):
             worker = turns.popleft()
-            if len(worker.calls) < self._depth and worker.phase is WorkerPhase.BUSY:
+            most = min(self._depth, worker.width + 1) if few else self._depth
+            if len(worker.calls) < most and worker.phase is WorkerPhase.BUSY:
                 turns.append(worker)
                 if worker.width == self._width_for(call) and _has_room(worker, call):
                     return worker
         return None
+
+    @property
+    def _many(self) -> int:
+        """How many calls have to wait before more than one is sent ahead to a worker."""
+        return self._reserve * len(self._crew.seats)
 
     @property
     def _short_of_workers(self) -> bool:

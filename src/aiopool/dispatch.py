@@ -82,10 +82,21 @@ class Dispatcher(Decisions):
         if self.phase in (PoolPhase.TERMINATING, PoolPhase.CLOSED):
             self._end(call, PoolTerminated("the pool was terminated before the call was taken"))
             return self._decided(now)
+        if self._crew.idle and not self._backlog and self.phase is PoolPhase.RUNNING and not call.automatic:
+            return self._hand_over(call, self._crew.idle.pop(), now)
         self._backlog.put(call)
-        if len(self._backlog) > 1 and not self._crew.dormant:
+        waiting = len(self._backlog)
+        if waiting > 1 and waiting != self._many and not self._crew.dormant:
             return []  # where others wait, so must this one
         return self._decided(now)
+
+    def _hand_over(self, call: Call, worker: Worker, now: float) -> list[Command]:
+        """Send a call that nothing waits before to a worker that is idle; if that goes on, all else stays as it is."""
+        self._send(worker, call, now)
+        if worker.phase is not WorkerPhase.BUSY:
+            return self._decided(now)
+        commands, self._commands = self._commands, []
+        return commands
 
     def cancel(self, call: Call, now: float) -> list[Command]:
         """End a call wherever it is. One that has ended already stays as it is."""
@@ -293,11 +304,11 @@ class Dispatcher(Decisions):
 
     def deadline(self) -> float | None:
         """Return when `tick` is due, or None."""
-        times = [*self._crew.deadlines.values(), *self._crew.ages.values()]
-        if self._losses.not_before is not None:
-            times.append(self._losses.not_before)
-        if self._idling.timeout is not None and (rest := self._idle_deadline()) is not None:
-            times.append(rest)
+        crew, not_before = self._crew, self._losses.not_before
+        if not crew.deadlines and not crew.ages and not_before is None and self._idling.timeout is None:
+            return None  # as it is most often when this is asked, after each call
+        times = [*crew.deadlines.values(), *crew.ages.values()]
+        times += [each for each in (not_before, self._idle_deadline()) if each is not None]
         return min(times, default=None)
 
 

@@ -33,6 +33,7 @@ class Ends:
         start_timeout: seconds that a worker has to become ready.
         concurrency: how many coroutines a worker may run at once.
         depth: how many calls a worker may have in its channel, those that run included; or as many as may run.
+        reserve: how many calls are to wait for each seat before more than one is sent ahead to a worker.
         idling: which workers go that have nothing to do.
         jitter: returns a number from 0 to 1; spreads the delays between starts after failures.
     """
@@ -46,6 +47,7 @@ class Ends:
         start_timeout: float = START_TIMEOUT,
         concurrency: int = 1,
         depth: int = 1,
+        reserve: int = 0,
         idling: IdlePolicy | None = None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -58,6 +60,7 @@ class Ends:
         self._start_timeout = start_timeout
         self._concurrency = concurrency
         self._depth = depth
+        self._reserve = reserve
         self._idling = idling or IdlePolicy()
         self._backlog = Backlog()
         self._owner: dict[int, Worker] = {}  # by call id, from Send until the call ends

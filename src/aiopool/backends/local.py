@@ -33,6 +33,13 @@ __all__ = ["LocalBackend"]
 DEPTH = 128
 """How many calls a worker may have in its channel: as many small messages as a socket's buffer surely takes."""
 
+RESERVE = 8
+"""Where fewer calls wait for each seat, no more than one is sent ahead to a worker.
+
+What is ahead may be answered all at once, and the loop, which then deals with all of it in one turn, has other things
+to do. That matters most where few call: then nobody has flooded the pool.
+"""
+
 CALL, TIMED = int(wire.Kind.CALL), int(wire.Kind.TIMED)
 """What each call needs; a member of an enumeration takes longer to look up and to compare."""
 
@@ -90,6 +97,7 @@ class LocalBackend:
             start_timeout=start_timeout,
             concurrency=self.concurrency,
             depth=DEPTH,
+            reserve=RESERVE,
             idling=idling,
         )
         self.remains: LocalRemains = LocalRemains(self)
