@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import builtins
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,6 +49,18 @@ async def test_what_was_asked_for_counts_more_than_what_is_set(
     async with AioPool(1, context=start_method) as pool:
         assert await pool.apply(jobs.variable, ("MKL_NUM_THREADS",)) == "7"
         assert await pool.apply(jobs.variable, ("OMP_NUM_THREADS",)) == "5"
+    async with AioPool(1, context=start_method, thread_limit=3) as pool:
+        assert await limits(pool) == {"3"}
+
+
+async def test_an_import_of_the_users_own_is_no_hindrance(start_method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some libraries put a function of theirs in its place, which nobody can pickle."""
+    original = builtins.__import__
+
+    def imported(*args: Any, **kwds: Any) -> Any:
+        return original(*args, **kwds)
+
+    monkeypatch.setattr(builtins, "__import__", imported)
     async with AioPool(1, context=start_method, thread_limit=3) as pool:
         assert await limits(pool) == {"3"}
 

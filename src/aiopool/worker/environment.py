@@ -8,6 +8,7 @@ them is the interpreter's own.
 
 from __future__ import annotations
 
+import importlib
 import operator
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -64,4 +65,5 @@ class _Os:
     """Unpickles as the module."""
 
     def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
-        return __import__, ("os",)
+        # Not `__import__`, in whose place some libraries put a function of their own, which does not pickle.
+        return importlib.import_module, ("os",)
