@@ -448,15 +448,16 @@ def test_two_loops_in_a_row_and_two_in_threads_work() -> None:
 
 
 def test_a_pool_in_a_forked_child_says_that_it_is_not_there() -> None:
-    """Its workers belong to the parent, and live on."""
+    """Its workers belong to the parent, and live on, also when a block is given up there."""
 
     async def main() -> None:
         async with AioPool(1) as pool:
-            await pool.apply(jobs.square, (1,))
+            worker = await pool.apply(os.getpid)
             read, write = os.pipe()
             child = os.fork()
             if child == 0:
                 try:
+                    pool.abandon()
                     for verb in (lambda: pool.submit(jobs.square, 1), pool.close, pool.terminate):
                         try:
                             verb()
@@ -468,7 +469,7 @@ def test_a_pool_in_a_forked_child_says_that_it_is_not_there() -> None:
             os.close(write)
             assert os.read(read, 2000).count(b"forked from it") == 3
             os.close(read)
-            assert await pool.apply(jobs.square, (3,)) == 9
+            assert await pool.apply(os.getpid) == worker
 
     asyncio.run(main())
 

@@ -180,7 +180,9 @@ class Lifecycle:
         return self._backend.phase not in (PoolPhase.NEW, PoolPhase.CLOSED)
 
     def abandon(self) -> None:
-        """End the workers at once, without a loop: for where nothing can be awaited."""
+        """End the workers at once, without a loop: for where nothing can be awaited. In a forked child, do nothing."""
+        if os.getpid() != self._guard.owner:
+            return
         self._backend.abandon()
         self._forget()
 
