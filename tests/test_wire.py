@@ -327,6 +327,12 @@ def no_mapping(*_args: object, **_options: object) -> None:
     raise OSError(errno.ENOMEM, "Cannot allocate memory")
 
 
+def test_where_there_are_no_mappings_packets_go_into_other_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As large as any packet."""
+    monkeypatch.setattr("aiopool.wire.mmap.mmap", no_mapping)
+    assert len(wire.lasting_scratch()) == wire.PACKET
+
+
 def test_memory_that_cannot_be_read_is_lost_with_its_message_only(
     ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -52,7 +52,8 @@ from .sharing import CallPayload, Sharing
 
 __all__ = [
     "Decoder", "Frame", "Kind", "Packet", "WireError",
-    "call_of", "encode", "frames_of", "function_part", "is_bare", "packets", "receive", "send", "unpack_call",
+    "call_of", "encode", "frames_of", "function_part", "is_bare", "lasting_scratch", "packets", "receive", "send",
+    "unpack_call",
 ]  # fmt: skip
 
 HEADER = struct.Struct("<BBQQQ")
@@ -218,12 +219,13 @@ class Decoder:
     Args:
         access: how the memory of a parcel is mapped, see `mmap.mmap`. Either way the receiver may write to it, but
             for what is shared.
+        scratch: where packets go that are no piece of a larger message.
     """
 
-    def __init__(self, access: int = mmap.ACCESS_COPY) -> None:
+    def __init__(self, access: int = mmap.ACCESS_COPY, scratch: memoryview | None = None) -> None:
         self.awaits_descriptor: bool = False
         self._access = access
-        self._scratch = _scratch()
+        self._scratch = memoryview(bytearray(PACKET)) if scratch is None else scratch
         self._head = (0, 0, 0)
         self._lengths: Sequence[int] = ()
         self._large: memoryview | None = None
@@ -295,8 +297,8 @@ class Decoder:
         return Frame(*self._head, payload, buffers)
 
 
-def _scratch() -> memoryview:
-    """Return where packets go. Most are small; memory of its own takes no more than the largest that has come."""
+def lasting_scratch() -> memoryview:
+    """Return memory for packets that takes no more than the largest that has come: most are small."""
     try:
         return memoryview(mmap.mmap(-1, PACKET, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
     except OSError:  # no more mappings

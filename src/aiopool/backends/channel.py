@@ -46,7 +46,7 @@ class Channel:
         self._fd = sock.fileno()  # for the loop: uvloop keeps a socket that it is given open beyond its close()
         self._on_frames = on_frames
         self._on_garbled = on_garbled
-        self._decoder = wire.Decoder(mmap.ACCESS_WRITE)
+        self._decoder = wire.Decoder(mmap.ACCESS_WRITE, wire.lasting_scratch())
         self._unsent: deque[wire.Packet] = deque()  # packets that the kernel has not taken yet
         self._last = 0  # the call that was sent last
         sock.setblocking(False)

@@ -21,7 +21,7 @@ class Inbox:
 
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
-        self._decoder = wire.Decoder()
+        self._decoder = wire.Decoder(scratch=wire.lasting_scratch())
         self._identity = self._present_identity()
         self._poll = select.poll()
         self._poll.register(channel, select.POLLIN)
