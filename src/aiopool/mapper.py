@@ -24,6 +24,9 @@ S = TypeVar("S")
 CHUNKS_AHEAD = 2
 """How many chunks for each worker, or each coroutine that may run at once, an imap has in its window by default."""
 
+WORTHWHILE_RANGE = 64
+"""Items from which on the chunks of a range travel as ranges: fewer are smaller, and sooner unpickled, one by one."""
+
 
 class Mapper:
     """Makes calls over many items.
@@ -310,6 +313,8 @@ class Mapper:
         def begin(items: Sequence[Any]) -> None:
             self._engine.guard.check_usable()
             length = size_of_chunks(self._engine, len(items), chunksize, limits, kind, packer.pace_of(func))
+            if isinstance(items, range) and length < WORTHWHILE_RANGE:
+                items = list(items)
             waits = wait and admission.limited
             if not waits:
                 admission.take(-(-len(items) // length))
