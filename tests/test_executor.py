@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+import async_jobs
 import jobs
 from aiopool import AioPool, NotPicklable, PoolNotRunning, PoolTerminated, WorkerDied
 from aiopool.executor import PoolExecutor
@@ -165,6 +166,26 @@ async def test_map_keeps_the_order(executor: PoolExecutor, chunksize: int) -> No
     """Of all iterables, up to the shortest."""
     mapped = await elsewhere(lambda: list(executor.map(jobs.add, range(10), range(20), chunksize=chunksize)))
     assert mapped == [2 * number for number in range(10)]
+
+
+@pytest.mark.parametrize("chunksize", [1, 2])
+async def test_map_takes_coroutine_functions(executor: PoolExecutor, chunksize: int) -> None:
+    """In chunks, too."""
+    assert await elsewhere(lambda: list(executor.map(async_jobs.add, range(5), chunksize=chunksize))) == [*range(5)]
+
+
+async def test_a_chunk_bears_the_name_of_the_function_that_is_mapped(executor: PoolExecutor) -> None:
+    """Its death names it."""
+    with pytest.raises(WorkerDied) as died:
+        await elsewhere(lambda: list(executor.map(jobs.leave_half_way, [3, 4], chunksize=2)))
+    assert died.value.call == "leave_half_way"
+
+
+@pytest.mark.parametrize("chunksize", [1, 2])
+async def test_a_generator_function_cannot_be_mapped(executor: PoolExecutor, chunksize: int) -> None:
+    """What it makes cannot travel."""
+    with pytest.raises(TypeError, match="count is a generator function: stream gives what it yields"):
+        await elsewhere(lambda: list(executor.map(async_jobs.count, [1, 2], chunksize=chunksize)))
 
 
 @pytest.mark.parametrize("chunksize", [1, 2])
@@ -342,3 +363,16 @@ async def test_a_view_has_its_limits() -> None:
         executor = pool.options(timeout=0.01).as_executor()
         with pytest.raises(TimeoutError, match="spin"):
             await asyncio.wrap_future(executor.submit(jobs.spin))
+
+
+async def test_of_a_pool_that_was_never_started_nothing_is_taken() -> None:
+    """Nor has it anything to wait for."""
+    pool = AioPool(1)
+    executor = pool.as_executor()
+    with pytest.raises(PoolNotRunning):
+        executor.submit(jobs.square, 3)
+    pool.close()
+    with pytest.raises(PoolNotRunning):
+        executor.map(jobs.square, [3, 4], chunksize=2)
+    executor.shutdown()
+    executor.end_left()

@@ -7,13 +7,15 @@ from functools import partial
 from typing import Any, ParamSpec, TypeVar, overload
 
 from .arguments import Default, check_callable, iterate, keywords_of, name_of, size
-from .calls import YIELDING, Limits, MaybeCoroutine
+from .calls import YIELDING, CallKind, Limits, MaybeCoroutine
+from .chunks import AWAITED
 from .engine import Engine
 from .executor import PoolExecutor
 from .mapper import Mapper
 from .packing import Function
 from .results import AsyncResult
 from .streaming import Stream, StreamIterator
+from .worker import job
 
 __all__ = ["Caller"]
 
@@ -137,9 +139,23 @@ class Caller(Mapper):
     ) -> AsyncResult[T]:
         """Begin a call as soon as there is room for it."""
         function, positional, keywords = self._prepare_one(func, args, kwds)
+        return await self._enter(function, positional, keywords, limits)
+
+    async def _begin_chunk_in_turn(
+        self, func: Callable[..., MaybeCoroutine[T]], items: list[tuple[Any, ...]], limits: Limits
+    ) -> AsyncResult[list[T]]:
+        """Do the same with one call for several items."""
+        function, _, _ = self._prepare_one(func, (), None)
+        over_chunk = AWAITED[job.starmap_chunk] if function.kind is CallKind.COROUTINE else job.starmap_chunk
+        runner = self._engine.packer.find_runner(over_chunk, func)
+        return await self._enter(runner, (func, items), {}, limits, weight=len(items))
+
+    async def _enter(
+        self, function: Function, args: tuple[Any, ...], kwds: dict[str, Any], limits: Limits, *, weight: int = 1
+    ) -> AsyncResult[Any]:
         packer = self._engine.packer
-        result: AsyncResult[T] = AsyncResult(self._engine.backend, function.name)
-        call = packer.make(function, positional, keywords, result.finish, limits, packer.carried())
+        result: AsyncResult[Any] = AsyncResult(self._engine.backend, function.name)
+        call = packer.make(function, args, kwds, result.finish, limits, packer.carried(), weight=weight)
         try:
             await self._engine.admission.enter()
         except BaseException:
@@ -277,7 +293,9 @@ class Caller(Mapper):
         It may be used in any thread, and be the loop's default executor. Its functions and their arguments and values
         are pickled, as ever. Cancelling one of its futures cancels the call. Shutting it down leaves the pool alone.
         """
-        executor = PoolExecutor(self._engine.backend, partial(self._begin_in_turn, limits=self._limits))
+        begin = partial(self._begin_in_turn, limits=self._limits)
+        begin_chunk = partial(self._begin_chunk_in_turn, limits=self._limits)
+        executor = PoolExecutor(self._engine.backend, begin, begin_chunk)
         self._engine.executors.add(executor)
         return executor
 

@@ -15,15 +15,20 @@ from .arguments import check_callable, patience, size
 from .backends.base import Backend, in_loop
 from .exceptions import PoolTerminated
 from .results import AsyncResult
-from .worker import job
 
 __all__ = ["PoolExecutor"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-Begin = Callable[[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]], Coroutine[Any, Any, AsyncResult[Any]]]
-"""Takes a function and its arguments; returns when there is room for the call, and it has begun."""
+Begun = Coroutine[Any, Any, AsyncResult[T]]
+"""Returns when there is room for a call, and it has begun."""
+
+Begin = Callable[[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]], Begun[Any]]
+"""Takes a function and its arguments."""
+
+BeginChunk = Callable[[Callable[..., Any], list[tuple[Any, ...]]], Begun[Any]]
+"""Takes a function and several times its arguments, for which there is one call."""
 
 
 class ExecutorCall:
@@ -39,6 +44,21 @@ class ExecutorCall:
         self.result: AsyncResult[Any] | None = None
 
 
+class Chunks(concurrent.futures.Executor):
+    """Lends its `map` to chunks: what that submits is what begins a chunk's call.
+
+    Args:
+        follow: takes what begins a call, and returns the call's future.
+    """
+
+    def __init__(self, follow: Callable[[Callable[[], Begun[Any]]], concurrent.futures.Future[Any]]) -> None:
+        self._follow = follow
+
+    def submit(self, fn: Callable[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> concurrent.futures.Future[Any]:
+        """Submit the call that this begins."""
+        return self._follow(partial(fn, *args, **kwargs))
+
+
 class PoolExecutor(concurrent.futures.ThreadPoolExecutor):
     """Runs its calls in a pool.
 
@@ -48,12 +68,14 @@ class PoolExecutor(concurrent.futures.ThreadPoolExecutor):
     Args:
         backend: the pool's.
         begin: begins a call there.
+        begin_chunk: begins one for a chunk of a map.
     """
 
-    def __init__(self, backend: Backend, begin: Begin) -> None:
+    def __init__(self, backend: Backend, begin: Begin, begin_chunk: BeginChunk) -> None:
         super().__init__(max_workers=backend.seats)
         self._backend = backend
         self._begin = begin
+        self._begin_chunk = begin_chunk
         self._turn = threading.Lock()  # between submit and shutdown
         self._over = False
         self._calls: dict[concurrent.futures.Future[Any], ExecutorCall] = {}  # that have not ended
@@ -62,23 +84,34 @@ class PoolExecutor(concurrent.futures.ThreadPoolExecutor):
         """Begin ``fn(*args, **kwargs)`` in a worker. What does not pickle is an exception of the future.
 
         Raises:
+            PoolNotRunning: the pool has never been started.
             RuntimeError: the executor was shut down, or the pool's loop is closed.
             TypeError: ``fn`` cannot be called.
         """
         check_callable("fn", fn)
+        return self._submit(lambda: self._begin(fn, args, kwargs))
+
+    def _submit(self, begin: Callable[[], Begun[T]]) -> concurrent.futures.Future[T]:
         with self._turn:
             if self._over:
                 raise RuntimeError("cannot schedule new futures after shutdown")
+            if (loop := self._loop) is None:
+                raise self._backend.refusal()
             call = ExecutorCall()
-            running = self._run(call, fn, args, kwargs)
+            running = self._run(call, begin)
             try:
-                future = asyncio.run_coroutine_threadsafe(running, self._backend.loop)
+                future = asyncio.run_coroutine_threadsafe(running, loop)
             except RuntimeError:
                 running.close()
                 raise
             self._calls[future] = call
         future.add_done_callback(self._forget)
         return future
+
+    @property
+    def _loop(self) -> asyncio.AbstractEventLoop | None:
+        """The pool's loop, or None if it has never been started."""
+        return getattr(self._backend, "loop", None)
 
     def map(
         self, fn: Callable[..., T], *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1
@@ -97,8 +130,8 @@ class PoolExecutor(concurrent.futures.ThreadPoolExecutor):
             return super().map(fn, *iterables, timeout=timeout)
         calls = zip(*iterables, strict=False)
         chunks = iter(lambda: list(itertools.islice(calls, length)), [])
-        values: Iterator[list[T]] = super().map(partial(job.starmap_chunk, fn), chunks, timeout=timeout)
-        return itertools.chain.from_iterable(values)
+        begin: Callable[..., Any] = partial(self._begin_chunk, fn)
+        return itertools.chain.from_iterable(Chunks(self._submit).map(begin, chunks, timeout=timeout))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 - as it is there
         """Take no more calls.
@@ -113,7 +146,8 @@ class PoolExecutor(concurrent.futures.ThreadPoolExecutor):
         with self._turn:
             self._over = True
             futures = list(self._calls)
-        loop = self._backend.loop
+        if (loop := self._loop) is None:
+            return
         if cancel_futures and not loop.is_closed():
             loop.call_soon_threadsafe(self._cancel_waiting)
         if loop.is_closed():
@@ -130,7 +164,7 @@ class PoolExecutor(concurrent.futures.ThreadPoolExecutor):
         """End the calls that a closed loop has left: nobody else ever would, and threads may wait for them."""
         with self._turn:
             futures = list(self._calls)
-        if not futures or not self._backend.loop.is_closed():
+        if not futures or (loop := self._loop) is None or not loop.is_closed():
             return
         for future in futures:
             with contextlib.suppress(concurrent.futures.InvalidStateError):  # cancelled by its user, a moment ago
@@ -138,9 +172,9 @@ class PoolExecutor(concurrent.futures.ThreadPoolExecutor):
 
     # In the loop.
 
-    async def _run(self, call: ExecutorCall, fn: Callable[..., T], args: tuple[Any, ...], kwds: Mapping[str, Any]) -> T:
-        result: AsyncResult[T] = await self._begin(fn, args, kwds)
-        call.result = result
+    async def _run(self, call: ExecutorCall, begin: Callable[[], Begun[T]]) -> T:
+        result = call.result = await begin()
+        del begin  # it has the arguments
         try:
             return await result
         finally:
