@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from aiopool import current_worker, report
 from aiopool.exceptions import CallInterrupted
-from jobs import make_unpickles_never_in_parent, tell, wait_at
+from jobs import make_unpickles_never_in_parent, mapped, tell, wait_at
 
 variable: ContextVar[str] = ContextVar("variable", default="unset")
 _kept: list[Any] = []
@@ -241,6 +241,13 @@ async def tell_in_turn(item: tuple[str, int]) -> int:
     await asyncio.sleep(0)
     tell(path, f"ended {number}")
     return number
+
+
+async def mapped_after_use(block: Any) -> tuple[int, int]:
+    before = len(mapped())
+    del block
+    await asyncio.sleep(0)
+    return before, len(mapped())
 
 
 async def size_of(data: bytes) -> int:

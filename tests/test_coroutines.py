@@ -192,6 +192,12 @@ async def test_a_chunk_of_coroutines_is_awaited_one_after_the_other(latch: Latch
         assert pool.stats().done - before == 7
 
 
+async def test_a_large_argument_is_let_go_of_when_the_coroutine_does_so() -> None:
+    """Though that goes on."""
+    async with AioPool(1, concurrency=2) as pool:
+        assert await pool.submit(async_jobs.mapped_after_use, jobs.Block(bytes(2_000_000))) == (1, 0)
+
+
 async def test_large_arguments_travel_beside_one_another(either_way: Callable[[], None] | None) -> None:
     """Each to a place of its own."""
     async with AioPool(2, either_way, concurrency=4) as pool:

@@ -165,8 +165,10 @@ class Tasks:
         return _failed(job.INTERRUPTED if run.stopped else failures.encode(asyncio.CancelledError(), HIDDEN), run)
 
     async def _outcome(self, run: Run, frame: wire.Frame) -> Answer:
+        result = self._result(run, frame)
+        del frame  # or a large payload would be kept for as long as it runs
         try:
-            payload = await self._result(run, frame)
+            payload = await result
         except BaseException as error:  # noqa: BLE001 - whatever it raises is its outcome, see `job.run`
             stopped = run.stopped or self._control.interrupted == run.call
             return _failed(job.INTERRUPTED if stopped else failures.encode(error, HIDDEN), run)
@@ -175,12 +177,10 @@ class Tasks:
     async def _result(self, run: Run, frame: wire.Frame) -> Payload:
         pickling = self._station.pickling
         function, args, kwds = job.unpickled(frame.payload, frame.buffers, pickling)
-        if frame.kind in COROUTINES:
-            del frame  # or a large payload would be kept for as long as it runs
-            return job.dumps(await function(*args, **kwds), pickling)
-        del frame
-        made = function(*args, **kwds)
-        del args, kwds
+        made, kind = function(*args, **kwds), frame.kind
+        del frame, args, kwds  # the call may let go of what it does not need any more
+        if kind in COROUTINES:
+            return job.dumps(await made, pickling)
         if inspect.isasyncgen(made):
             await self._send_all_of_async(run, made)
         else:
@@ -261,8 +261,10 @@ def _failed(failure: bytes, run: Run) -> Answer:
 def run(frame: wire.Frame, control: current.Calls, pickling: Pickling) -> Answer:
     """Do what a COROUTINE asks for, in a thread that has no loop: with one that ends with the call."""
     control.begin(frame.call)
+    alone = _alone(Run(frame.call, 0), frame, pickling)
+    del frame  # see `Tasks`
     try:
-        return asyncio.run(_alone(Run(frame.call, 0), frame, pickling))
+        return asyncio.run(alone)
     finally:
         control.end()
 
@@ -270,8 +272,9 @@ def run(frame: wire.Frame, control: current.Calls, pickling: Pickling) -> Answer
 async def _alone(run: Run, frame: wire.Frame, pickling: Pickling) -> Answer:
     try:
         function, args, kwds = job.unpickled(frame.payload, frame.buffers, pickling)
-        del frame  # or a large payload would be kept for as long as it runs
-        payload = job.dumps(await function(*args, **kwds), pickling)
+        made = function(*args, **kwds)
+        del frame, args, kwds
+        payload = job.dumps(await made, pickling)
     except BaseException as error:  # noqa: BLE001 - whatever it raises is its outcome, see `job.run`
         return _failed(failures.encode(error, HIDDEN), run)
     return Answer(wire.Kind.RESULT, payload, perf_counter_ns() - run.begun)
