@@ -135,6 +135,15 @@ async def streams(pool: AioPool) -> None:
         await anext(stream)
 
 
+async def test_what_cannot_be_pickled_has_failed(diary: Diary) -> None:
+    """With the error that its caller gets."""
+    async with AioPool(1, hooks=[diary]) as pool:
+        with pytest.raises(NotPicklable) as refused:
+            await pool.apply(jobs.same, (lambda: None,))
+    (ended,) = diary.of(CallEnded)
+    assert (ended.end, ended.error) == ("failed", refused.value)
+
+
 @pytest.mark.parametrize("use", [refused_argument, streams])
 async def test_every_call_that_is_queued_ends_once(diary: Diary, use: Callable[[AioPool], Awaitable[None]]) -> None:
     """Also one that is refused when it is half made."""

@@ -59,7 +59,7 @@ class CallEnded:
         call: its id.
         name: of the user's function.
         end: ``"done"``, ``"failed"``, ``"died"``, ``"timed_out"``, ``"cancelled"`` or ``"abandoned"``; see
-            `aiopool.PoolStats`.
+            `aiopool.PoolStats`. One that could not be pickled is ``"failed"`` here, and is not counted there.
         queue_seconds: how long it waited, if it returned or raised; else None.
         run_seconds: how long it ran, if it returned or raised; else None.
         error: why it has neither returned nor raised, or None.

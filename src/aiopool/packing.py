@@ -13,6 +13,7 @@ from . import failures, parcels, wire
 from .arguments import name_of
 from .calls import Call, CallKind, Limits, Outcome, Pace, ids
 from .carrying import Around, Carrier, await_with, call_with, iterate_async_with, iterate_with
+from .exceptions import NotPicklable
 from .hooks import CallEnded, CallQueued, Hooks
 from .parcels import Payload, SharedParcel
 from .pickling import Pickling, is_name_of
@@ -133,6 +134,9 @@ class Packer:
         self._hooks.tell(CallQueued(id_, name, company))
         try:
             payload = self._pack(function, args, kwds, company)
+        except NotPicklable as error:
+            self._hooks.tell(CallEnded(id_, name, "failed", error=error))
+            raise
         except BaseException:
             self._hooks.tell(CallEnded(id_, name, "cancelled"))
             raise
