@@ -87,7 +87,7 @@ class InitializerError(AioPoolError):
 
 
 class CallTimeout(AioPoolError, TimeoutError):  # noqa: N818 - the contract's name
-    """The call ran longer than its ``timeout``, and was stopped.
+    """The call ran longer than its ``timeout``. It has been stopped; on Dask its work may go on, see there.
 
     Attributes:
         call: the name of the function.
@@ -100,7 +100,7 @@ class CallTimeout(AioPoolError, TimeoutError):  # noqa: N818 - the contract's na
         self.timeout = timeout
 
     def __str__(self) -> str:
-        return f"{self.call} ran longer than its time limit of {self.timeout:g} s, and was stopped"
+        return f"{self.call} ran longer than its time limit of {self.timeout:g} s"
 
 
 class PoolFull(AioPoolError):  # noqa: N818 - the contract's name
