@@ -91,7 +91,7 @@ async def test_new_workers_share_the_cpus_among_as_many_as_there_are_now(monkeyp
         await pool.resize(4)
         found = [await pool.apply(jobs.variable, ("OMP_NUM_THREADS",)) for _ in range(12)]
         assert set(found) <= {"4", "2"}
-        assert found[-1] == "2"
+        assert found.count("4") <= 3  # two workers that were there, and the successor of one of them
 
 
 @pytest.mark.both_loops
