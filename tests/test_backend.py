@@ -106,6 +106,21 @@ async def test_what_a_worker_said_before_it_was_abandoned_is_no_more_heard() -> 
     await backend.join()
 
 
+async def test_a_worker_gets_its_next_call_before_the_answer_to_the_last_is_handed_on() -> None:
+    """Which may have to be unpickled for long."""
+    backend = backend_with(Workers())
+    await backend.start()
+    happened: list[str] = []
+    [(number, worker)] = backend._processes.items()
+    worker.send = lambda _packets, call=0: happened.append(f"sent {call - first.id}")  # type: ignore[method-assign]
+    first, second = (Call("f", b"", lambda _outcome: happened.append("handed on")) for _ in range(2))
+    for call in (first, second):
+        backend.submit(call)
+    backend.received(number, [wire.Frame(wire.Kind.RESULT, 0, first.id, b"")])
+    assert happened == ["sent 0", "sent 1", "handed on"]
+    backend.abandon()
+
+
 async def test_ctrl_c_while_a_call_is_finished_leaves_nothing_undone() -> None:
     """The interrupt goes on at once, and what was left is done in the loop's next turn."""
     backend = backend_with(Workers())

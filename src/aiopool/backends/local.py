@@ -350,7 +350,12 @@ class LocalBackend:
     # Commands.
 
     def _perform(self, commands: list[Command]) -> None:
-        """Carry out commands in their order, also when carrying one out leads to more."""
+        """Carry out commands, also when carrying one out leads to more.
+
+        Workers get what is next before callers get what is done: that may have to be unpickled for long.
+        """
+        if len(commands) > 1:
+            commands.sort(key=_comes_later)
         self._commands.extend(commands)
         if self._performing:
             return
@@ -457,6 +462,10 @@ class LocalBackend:
 
     def _now(self) -> float:
         return self.loop.time() if self._closed is not None else 0.0
+
+
+def _comes_later(command: Command) -> bool:
+    return not isinstance(command, Send)
 
 
 def _message(call: Call) -> list[wire.Packet]:
