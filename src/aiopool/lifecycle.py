@@ -63,7 +63,10 @@ class Guard:
     def _refuse_loop(self) -> NoReturn:
         pool = f"<AioPool {self._backend.describe()}>"
         if os.getpid() != self.owner:
-            raise WrongLoop(f"{pool} belongs to process {self.owner}; process {os.getpid()}, forked from it, has none")
+            raise WrongLoop(
+                f"{pool} belongs to process {self.owner}; process {os.getpid()}, forked from it, has none: "
+                "make a pool in that process, after the fork"
+            )
         raise WrongLoop(
             f"{pool} was started in another event loop. A pool works in the loop, and the thread, that started it; "
             "make one for each loop"
