@@ -42,6 +42,7 @@ from .packing import Packer, kind_of
 from .phases import PoolPhase, WorkerPhase
 from .pickling import PLAIN, ForeignPickling, Pickler, Pickling, check_pickler
 from .recycling import IdlePolicy, RecyclePolicy
+from .seats import SERVING
 from .sharing import Shared
 from .stats import PoolStats
 from .worker.environment import thread_variables
@@ -51,9 +52,6 @@ from .worker.main import Initializer
 __all__ = ["AioPool"]
 
 T = TypeVar("T")
-
-SERVING = {phase.value for phase in (WorkerPhase.IDLE, WorkerPhase.BUSY, WorkerPhase.RETIRING)}
-"""Where a worker stands that is ready, and not on its way out."""
 
 
 class AioPool(Lifecycle, Caller):
@@ -242,7 +240,7 @@ class AioPool(Lifecycle, Caller):
     def healthy(self) -> bool:
         """Whether calls are taken, and somebody is ready to run them, or not there for want of them: for a probe."""
         stats = self.stats()
-        ready = any(worker.phase in SERVING for worker in stats.workers) or self._backend.resting
+        ready = any(WorkerPhase(worker.phase) in SERVING for worker in stats.workers) or self._backend.resting
         return stats.phase == PoolPhase.RUNNING.value and ready
 
     def share(self, value: T) -> Shared[T]:
