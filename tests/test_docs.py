@@ -6,7 +6,9 @@ import re
 from pathlib import Path
 
 import aiopool
+from aiopool.caller import Caller
 from aiopool.contrib import otel, prometheus
+from aiopool.mapper import Mapper
 
 ROOT = Path(__file__).parent.parent
 
@@ -25,7 +27,9 @@ def test_every_fault_in_the_documents_names_a_test_that_exists() -> None:
         if not (found_file or name):
             continue
         file = found_file or file
-        assert f"def {name}" in (ROOT / "tests" / file).read_text(), (file, name)
+        path = ROOT / "tests" / file
+        assert path.is_file(), file
+        assert not name or f"def {name}(" in path.read_text(), (file, name)
         named += 1
     assert named > 30
 
@@ -41,3 +45,13 @@ def test_the_reference_has_every_public_name() -> None:
     text = (ROOT / "docs" / "reference.md").read_text()
     entries = set(re.findall(r"^\.\. [\w:]+:: (?:\w+\.)*(\w+)", text, re.MULTILINE))
     assert {*aiopool.__all__, *otel.__all__, *prometheus.__all__} <= entries
+
+
+def test_the_reference_lists_what_a_view_of_a_pool_has() -> None:
+    """All of its methods, each with a link to the pool's."""
+    text = (ROOT / "docs" / "reference.md").read_text()
+    entry = text.partition("class:: Caller\n")[2].partition("```")[0]
+    of_returned, *listed = re.findall(r"`~?AioPool\.(\w+)`", entry)
+    methods = {name for name in (*vars(Mapper), *vars(Caller)) if not name.startswith("_")}
+    assert of_returned == "options"
+    assert sorted(listed) == sorted(methods)

@@ -119,7 +119,10 @@ class Caller(Mapper):
             PoolNotRunning: the pool is not started, or closed.
             PoolTerminated: the pool was terminated meanwhile.
             BrokenPool: workers keep dying before they can serve a call.
-            TypeError: ``func`` cannot be called, or is a generator function, which `stream` is for.
+            WrongLoop: the pool was started in another process or event loop than this.
+            TypeError: ``func`` cannot be called, or is a generator function, which `stream` is for; or another argument
+                is of the wrong type.
+            ValueError: ``timeout`` or ``retries`` is out of its range.
         """
         if self._engine.admission.limited:
             result = await self._begin_in_turn(func, args, kwds, self._limits_for(timeout, retries))
@@ -217,6 +220,10 @@ class Caller(Mapper):
             NotPicklable: the function or an argument cannot be pickled.
             PoolNotRunning: the pool is not started, or closed.
             PoolFull: ``max_pending`` calls wait already.
+            BrokenPool: see `apply`.
+            WrongLoop: see `apply`.
+            TypeError: see `apply`; or a callback cannot be called.
+            ValueError: see `apply`.
         """
         return self._begin(func, args, kwds, self._limits_for(timeout, retries), callback, error_callback)
 
@@ -246,7 +253,12 @@ class Caller(Mapper):
     def submit(self, func: Callable[P, T], /, *args: P.args, **kwds: P.kwargs) -> AsyncResult[T]: ...
 
     def submit(self, func: Callable[P, MaybeCoroutine[T]], /, *args: P.args, **kwds: P.kwargs) -> AsyncResult[T]:
-        """Begin ``func(*args, **kwds)`` in a worker: `apply_async` with the arguments written as in a call."""
+        """Begin ``func(*args, **kwds)`` in a worker: `apply_async` with the arguments written as in a call.
+
+        Raises:
+            AioPoolError: see `apply_async`.
+            TypeError: ``func`` cannot be called, or is a generator function, which `stream` is for.
+        """
         return self._begin(func, args, kwds, self._limits)
 
     def stream(
@@ -271,6 +283,8 @@ class Caller(Mapper):
             NotPicklable: the function or an argument cannot be pickled.
             PoolNotRunning: the pool is not started, or closed.
             PoolFull: ``max_pending`` calls wait already.
+            BrokenPool: see `apply`.
+            WrongLoop: see `apply`.
             TypeError: the function is no generator function.
         """
         function, positional, keywords = self._prepare(func, args, kwds)

@@ -35,7 +35,7 @@ class CallKind(enum.Enum):
     FUNCTION = "function"
     """It has its worker for itself."""
     COROUTINE = "coroutine"
-    """It shares its worker with others of its kind, on the worker's loop."""
+    """It shares its worker with other coroutines and async generators, on the worker's loop."""
     GENERATOR = "generator"
     """It yields values, each when it is asked for; it has its worker for itself."""
     ASYNC_GENERATOR = "async generator"

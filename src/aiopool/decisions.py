@@ -131,7 +131,7 @@ class Decisions(Ends):
     def _send(self, worker: Worker, call: Call, now: float) -> None:
         if not worker.calls:
             worker.load, worker.since = 0.0, now
-            worker.width = self._concurrency if call.shares else 1
+            worker.width = self._width_for(call)
         if len(worker.calls) < worker.width:
             self._expect(call, now)
         else:

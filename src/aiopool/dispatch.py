@@ -2,13 +2,13 @@
 
 The shell around it (`aiopool.backends.local`) reports what happened: a call was submitted, a worker became
 ready, replied, died, a deadline passed. Each of these inputs is a method that takes the time, ``now``, and
-returns the commands to carry out: `Spawn`, `Send`, `Recall`, `Dismiss`, `Kill`, `Finish`. Reply, death, cancel,
-close and terminate all meet here, one after the other, so a call ends exactly once: the first of them wins.
+returns the commands to carry out: `Spawn`, `Send`, `Recall`, `Interrupt`, `Dismiss`, `Kill`, `Finish`. Reply, death,
+cancel, close and terminate all meet here, one after the other, so a call ends exactly once: the first of them wins.
 
 A pool has a number of *seats*. The occupant of a seat serves calls. When it begins its last one, its successor is
 started, so that it is ready when the seat falls vacant; it serves nothing before that, so never more calls run than
-there are seats. It runs one function at a time, or as many coroutines as it has places; these may be answered in any
-order. A seat that had nothing to do for long lies *dormant*, without a worker, until calls wait. When the
+there are seats. A worker runs one function at a time, or as many coroutines as it has places; these may be answered
+in any order. A seat that had nothing to do for long lies *dormant*, without a worker, until calls wait. When the
 pool is made smaller, its last seats are *closed*; a call that runs there ends in its time. If it is made larger before
 that, the seat is the same: at no time do two calls run in seats of the same number.
 

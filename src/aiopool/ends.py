@@ -172,7 +172,10 @@ class Ends:
     def _overdue(self, worker: Worker, now: float) -> None:
         """A worker has not become ready in time, or not left."""
         if worker.phase is WorkerPhase.STARTING:
-            worker.cause = InitializerError(f"a worker was not ready within {self._start_timeout:g} s")
+            worker.cause = InitializerError(
+                f"a worker was not ready within {self._start_timeout:g} s: "
+                "give a larger start_timeout, or see what its initializer waits for"
+            )
         self._discard(worker, now)
 
     def _discard(self, worker: Worker, now: float) -> None:
@@ -207,7 +210,10 @@ class Ends:
 
     def broken(self) -> BrokenPool:
         """Return the error that a call on a broken pool gets."""
-        error = BrokenPool(f"{self._broken_after} workers in a row were lost before they served a call")
+        error = BrokenPool(
+            f"{self._broken_after} workers in a row were lost before they served a call. "
+            "The last cause is this error's __cause__: see to that, and make a new pool"
+        )
         error.__cause__ = self.cause
         return error
 

@@ -66,19 +66,19 @@ class AioPoolError(Exception):
     """Base of every error that the pool itself raises."""
 
 
-class PoolNotRunning(AioPoolError, ValueError):  # noqa: N818 - the contract's name
+class PoolNotRunning(AioPoolError, ValueError):
     """The pool takes no calls: it is not started yet, or closed (a ValueError, as in multiprocessing)."""
 
 
-class WrongLoop(AioPoolError, RuntimeError):  # noqa: N818 - the contract's style of names
+class WrongLoop(AioPoolError, RuntimeError):
     """The pool was used from another event loop, thread or process than the one that started it."""
 
 
-class PoolTerminated(AioPoolError):  # noqa: N818 - the contract's name
+class PoolTerminated(AioPoolError):
     """The call was waiting or running when the pool was terminated."""
 
 
-class BrokenPool(AioPoolError):  # noqa: N818 - the contract's name
+class BrokenPool(AioPoolError):
     """Replacements for dead workers kept dying, so the pool gave up; or its cluster is gone. See ``__cause__``."""
 
 
@@ -86,7 +86,7 @@ class InitializerError(AioPoolError):
     """A worker did not become ready: its initializer failed, or it went away first. See ``__cause__``."""
 
 
-class CallTimeout(AioPoolError, TimeoutError):  # noqa: N818 - the contract's name
+class CallTimeout(AioPoolError, TimeoutError):
     """The call ran longer than its ``timeout``. It has been stopped; on Dask its work may go on, see there.
 
     Attributes:
@@ -103,7 +103,7 @@ class CallTimeout(AioPoolError, TimeoutError):  # noqa: N818 - the contract's na
         return f"{self.call} ran longer than its time limit of {self.timeout:g} s"
 
 
-class PoolFull(AioPoolError):  # noqa: N818 - the contract's name
+class PoolFull(AioPoolError):
     """As many calls wait as ``max_pending`` allows."""
 
 
@@ -115,11 +115,11 @@ class CallInterrupted(BaseException):
     """
 
 
-class ResultTimeout(AioPoolError, TimeoutError, multiprocessing.TimeoutError):  # noqa: N818
+class ResultTimeout(AioPoolError, TimeoutError, multiprocessing.TimeoutError):
     """``get(timeout)`` or ``next(timeout)`` gave up waiting. The call itself goes on."""
 
 
-class CallAborted(AioPoolError):  # noqa: N818 - the contract's name
+class CallAborted(AioPoolError):
     """The function raised an exception that would do harm here if delivered as such.
 
     SystemExit and KeyboardInterrupt would stop the caller's loop, CancelledError and GeneratorExit would
@@ -127,7 +127,7 @@ class CallAborted(AioPoolError):  # noqa: N818 - the contract's name
     """
 
 
-class RemoteTraceback(AioPoolError):  # noqa: N818 - multiprocessing's name for the same thing
+class RemoteTraceback(AioPoolError):
     """The traceback of an exception as it stood in the worker; found as that exception's ``__cause__``."""
 
     def __init__(self, text: str) -> None:
@@ -138,7 +138,7 @@ class RemoteTraceback(AioPoolError):  # noqa: N818 - multiprocessing's name for 
         return f'\n"""\n{self.text}"""'
 
 
-class WorkerDied(AioPoolError):  # noqa: N818 - the contract's name
+class WorkerDied(AioPoolError):
     """The worker's process went away under a call.
 
     Attributes:
@@ -198,7 +198,7 @@ class WorkerDied(AioPoolError):  # noqa: N818 - the contract's name
         return ", ".join(names[:MOST_NAMES]) + (f" and {more} other functions" if more > 0 else "")
 
 
-class NotPicklable(AioPoolError):  # noqa: N818 - the contract's name
+class NotPicklable(AioPoolError):
     """Something could not cross the boundary between processes.
 
     Attributes:

@@ -63,7 +63,10 @@ class Guard:
     def _refuse_loop(self) -> NoReturn:
         pool = f"<AioPool {self._backend.describe()}>"
         if os.getpid() != self.owner:
-            raise WrongLoop(f"{pool} belongs to process {self.owner}; process {os.getpid()}, forked from it, has none")
+            raise WrongLoop(
+                f"{pool} belongs to process {self.owner}; process {os.getpid()}, forked from it, has none: "
+                "make a pool in that process, after the fork"
+            )
         raise WrongLoop(
             f"{pool} was started in another event loop. A pool works in the loop, and the thread, that started it; "
             "make one for each loop"
@@ -101,19 +104,32 @@ class Lifecycle:
         await self._or_end(self._backend.start())
 
     def close(self) -> None:
-        """Take no more calls. Those accepted finish, then the workers leave."""
+        """Take no more calls. Those accepted finish, then the workers leave.
+
+        Raises:
+            WrongLoop: the pool belongs to another process, or to another event loop that runs.
+        """
         self._guard.check_loop()
         self._backend.close()
 
     def terminate(self) -> None:
-        """Kill the workers. Calls that wait or run fail with `PoolTerminated`."""
+        """Kill the workers. Calls that wait or run fail with `PoolTerminated`.
+
+        Raises:
+            WrongLoop: see `close`.
+        """
         self._guard.check_loop()
         self._backend.terminate()
 
     async def stacks(self) -> list[WorkerStack]:
         """Return what each worker is doing, busy or not: its call, and the Python stack of its main thread.
 
-        A worker that has not answered within five seconds is stopped, or still being started.
+        A worker that has not answered within five seconds is stopped, or still being started. On Dask there is a stack
+        for each call, of the thread that runs it. With ``backend="inline"`` there is no process to ask, and nothing to
+        return.
+
+        Raises:
+            WrongLoop: see `close`.
         """
         self._guard.check_loop()
         return await self._backend.stacks()
@@ -127,9 +143,12 @@ class Lifecycle:
             number: of the signal, such as `signal.SIGUSR1`.
 
         Raises:
+            BrokenPool: see `apply`.
+            PoolNotRunning: the pool is not started, or closed.
             RuntimeError: this is not the main thread, or the loop handles no signals, or not this one.
             TypeError: that is no number.
             ValueError: no signal has it.
+            WrongLoop: see `apply`.
         """
         self._guard.check_usable()
         dump_on(signal_number(number), self._backend)
@@ -139,6 +158,7 @@ class Lifecycle:
 
         Raises:
             ValueError: neither `close` nor `terminate` was called.
+            WrongLoop: see `close`.
         """
         if self._backend.phase in (PoolPhase.NEW, PoolPhase.STARTING, PoolPhase.RUNNING, PoolPhase.BROKEN):
             raise ValueError(f"{self!r} is still running: call close() or terminate() before join()")

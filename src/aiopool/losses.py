@@ -7,7 +7,10 @@ from collections.abc import Callable
 __all__ = ["FAILURE_BUDGET", "FIRST_DELAY", "QUIET", "Losses"]
 
 FAILURE_BUDGET = 5
-"""How many workers in a row, beside one for each seat, may be lost without use before the pool is broken."""
+"""How many workers in a row, beside one for each seat but the first, may be lost without use.
+
+One more breaks the pool.
+"""
 
 FIRST_DELAY = 0.1
 """Seconds before the second start in a row that follows a lost worker; doubled for each one after it."""

@@ -83,6 +83,13 @@ class Mapper:
                 coroutines is awaited one after the other.
             timeout: see `apply`; the limit of each chunk.
             retries: see `apply`; the whole chunk is run again.
+
+        Raises:
+            Exception: what ``func`` or ``iterable`` raises.
+            AioPoolError: see `apply`; what is said of a call there holds for a chunk.
+            TypeError: ``func`` cannot be called, there is nothing to iterate over, or another argument is of the wrong
+                type.
+            ValueError: ``chunksize``, ``timeout`` or ``retries`` is out of its range.
         """
         limits = self._limits_for(timeout, retries)
         return await self._map(job.map_chunk, func, iterable, chunksize, None, None, limits, wait=True)
@@ -118,7 +125,11 @@ class Mapper:
         timeout: float | Default | None = Default.POOLS,
         retries: int | Default = Default.POOLS,
     ) -> list[T]:
-        """Call ``func(*item)`` for each item; return the values in order. For the rest, see `map`."""
+        """Call ``func(*item)`` for each item; return the values in order. For the rest, see `map`.
+
+        Raises:
+            Exception: see `map`; also a TypeError, if an item cannot be iterated over.
+        """
         limits = self._limits_for(timeout, retries)
         return await self._map(job.starmap_chunk, func, iterable, chunksize, None, None, limits, wait=True)
 
@@ -159,7 +170,16 @@ class Mapper:
         timeout: float | Default | None = Default.POOLS,
         retries: int | Default = Default.POOLS,
     ) -> MapResult[T]:
-        """Begin a `map` and return its result-to-be at once. For the callbacks, see `apply_async`."""
+        """Begin a `map` and return its result-to-be at once. For the callbacks, see `apply_async`.
+
+        Raises:
+            PoolFull: ``max_pending`` leaves no room for all of the chunks.
+            AioPoolError: see `apply_async`. (An async iterable is read later: what comes of its items, the result
+                raises.)
+            Exception: what an ordinary iterable raises.
+            TypeError: see `map`; or a callback cannot be called.
+            ValueError: see `map`.
+        """
         limits = self._limits_for(timeout, retries)
         return self._map(job.map_chunk, func, iterable, chunksize, callback, error_callback, limits)
 
@@ -200,7 +220,11 @@ class Mapper:
         timeout: float | Default | None = Default.POOLS,
         retries: int | Default = Default.POOLS,
     ) -> MapResult[T]:
-        """Begin a `starmap` and return its result-to-be at once. For the callbacks, see `apply_async`."""
+        """Begin a `starmap` and return its result-to-be at once. For the callbacks, see `apply_async`.
+
+        Raises:
+            Exception: see `map_async`.
+        """
         limits = self._limits_for(timeout, retries)
         return self._map(job.starmap_chunk, func, iterable, chunksize, callback, error_callback, limits)
 
@@ -240,6 +264,10 @@ class Mapper:
     ) -> ImapIterator[T]:
         """Call ``func(item)`` for each item; return an async iterator over the values, in order.
 
+        An item's exception is raised in its turn, and the iteration may go on behind it. What ends a whole chunk, such
+        as `WorkerDied`, `CallTimeout` or `NotPicklable`, is raised once in the place of all of its values, and the next
+        chunk may follow. What the input raises, or that the pool takes no more calls, comes at the end.
+
         Args:
             func: what to call in the workers.
             iterable: the items, which may be endless or async; read only as far as ``buffersize`` says.
@@ -248,6 +276,14 @@ class Mapper:
                 for each worker, or for each coroutine that may run at once.
             timeout: see `apply`; the limit of each chunk.
             retries: see `apply`; the whole chunk is run again.
+
+        Raises:
+            NotPicklable: the function cannot be pickled.
+            BrokenPool: see `apply`.
+            PoolNotRunning: see `apply`.
+            WrongLoop: see `apply`.
+            TypeError: see `map`.
+            ValueError: ``chunksize``, ``buffersize``, ``timeout`` or ``retries`` is out of its range.
         """
         limits = self._limits_for(timeout, retries)
         return self._imap(func, iterable, chunksize, buffersize, limits, ordered=True)
@@ -286,7 +322,11 @@ class Mapper:
         timeout: float | Default | None = Default.POOLS,
         retries: int | Default = Default.POOLS,
     ) -> ImapIterator[T]:
-        """Call ``func(item)`` for each item; return an async iterator over the values as they come. See `imap`."""
+        """Call ``func(item)`` for each item; return an async iterator over the values as they come. See `imap`.
+
+        Raises:
+            Exception: see `imap`.
+        """
         limits = self._limits_for(timeout, retries)
         return self._imap(func, iterable, chunksize, buffersize, limits, ordered=False)
 

@@ -42,6 +42,7 @@ from .packing import Packer, kind_of
 from .phases import PoolPhase, WorkerPhase
 from .pickling import PLAIN, ForeignPickling, Pickler, Pickling, check_pickler
 from .recycling import IdlePolicy, RecyclePolicy
+from .seats import SERVING
 from .sharing import Shared
 from .stats import PoolStats
 from .worker.environment import thread_variables
@@ -52,9 +53,6 @@ __all__ = ["AioPool"]
 
 T = TypeVar("T")
 
-SERVING = {phase.value for phase in (WorkerPhase.IDLE, WorkerPhase.BUSY, WorkerPhase.RETIRING)}
-"""Where a worker stands that is ready, and not on its way out."""
-
 
 class AioPool(Lifecycle, Caller):
     """A pool of worker processes for coroutines: `multiprocessing.pool.Pool`, awaitable.
@@ -63,8 +61,8 @@ class AioPool(Lifecycle, Caller):
     them instead when the block is left by an exception or a cancellation.
 
     Args:
-        processes: how many calls may run at once; None means the CPUs that this process may use: those
-            of its affinity, or fewer where a container has a quota.
+        processes: how many functions may run at once, one in each worker (of coroutines, ``concurrency`` in each). None
+            means the CPUs that this process may use: those of its affinity, or fewer where a container has a quota.
         initializer: called with ``initargs`` in each worker before its first call; a coroutine function is awaited on
             the worker's event loop. If it fails in one of the first workers, the start raises `InitializerError`.
         initargs: its positional arguments.
@@ -113,7 +111,9 @@ class AioPool(Lifecycle, Caller):
             process, for tests, breakpoints and mocks; an `aiopool.backends.dask.DaskBackend`, a cluster of Dask.
 
     Raises:
-        ValueError: a number is out of its range, or the start method unknown.
+        ValueError: a number is out of its range; the start method or the backend is unknown; ``min_processes`` stands
+            without ``idle_timeout``; a context variable is no global of a module; an argument asks for what the backend
+            does not have, such as ``max_age`` on Dask.
         TypeError: an argument is of the wrong type.
     """
 
@@ -198,6 +198,7 @@ class AioPool(Lifecycle, Caller):
 
         Raises:
             ValueError: neither `close` nor `terminate` was called.
+            WrongLoop: see `close`.
         """
         if self._backend.phase is PoolPhase.CLOSING:
             for stream in list(self._engine.streams):
@@ -212,11 +213,15 @@ class AioPool(Lifecycle, Caller):
 
     @property
     def processes(self) -> int:
-        """How many workers there are for calls."""
+        """How many functions may run at once, one in each worker.
+
+        With ``idle_timeout``, fewer workers may be there at present. On Dask it is how many threads the cluster's
+        workers have now, or 1 while there is none.
+        """
         return self._backend.seats
 
     async def resize(self, processes: int) -> None:
-        """Change how many calls may run at once; return when new workers are ready and those too many are gone.
+        """Change how many functions may run at once; return when new workers are ready and those too many are gone.
 
         No call is lost or run twice: one that a worker runs which is to go comes to its end first. The new number is
         in force at once, also if the wait for all this is cancelled. Where several wait, the last number counts, and
@@ -227,9 +232,11 @@ class AioPool(Lifecycle, Caller):
 
         Raises:
             BrokenPool: the new workers kept dying.
+            NotImplementedError: the pool is on Dask.
             PoolNotRunning: the pool is not started, or closed, maybe while this waited.
             TypeError: that is no number.
             ValueError: it is less than 1.
+            WrongLoop: see `apply`.
         """
         self._guard.check_usable()
         await self._backend.resize(at_least_one("processes", processes))
@@ -240,9 +247,12 @@ class AioPool(Lifecycle, Caller):
 
     @property
     def healthy(self) -> bool:
-        """Whether calls are taken, and somebody is ready to run them, or not there for want of them: for a probe."""
+        """Whether calls are taken, and a worker is ready, or all have gone because of ``idle_timeout``.
+
+        For a health probe.
+        """
         stats = self.stats()
-        ready = any(worker.phase in SERVING for worker in stats.workers) or self._backend.resting
+        ready = any(WorkerPhase(worker.phase) in SERVING for worker in stats.workers) or self._backend.resting
         return stats.phase == PoolPhase.RUNNING.value and ready
 
     def share(self, value: T) -> Shared[T]:
@@ -257,9 +267,11 @@ class AioPool(Lifecycle, Caller):
             value: the object; handles of this pool may be in it.
 
         Raises:
+            BrokenPool: see `apply`.
             NotPicklable: it cannot be pickled.
             PoolNotRunning: the pool is not started, or closed.
             TypeError: the pool's ``pickler`` cannot leave buffers outside, which is how handles are found.
+            WrongLoop: see `apply`.
         """
         self._guard.check_usable()
         if not self._backend.pickling.tells_buffers:

@@ -90,8 +90,9 @@ class AsyncResult(asyncio.Future[T], Generic[T]):
     """The result of a call: an `asyncio.Future` with the verbs of `multiprocessing.pool.AsyncResult`.
 
     ``await result``, and everything else that takes a future, works. Cancelling it, or a task that directly awaits
-    it, cancels the call: one that waits is never run; one that runs is ended with its worker, and the result is
-    done, and cancelled, when that worker is gone. Until then `cancelled` is false, as it is with a task.
+    it, cancels the call. One that waits is never run. One that runs is stopped: a function with its worker, unless it
+    stops within ``cancel_grace``; a coroutine by being cancelled. The result is done, and cancelled, when that has
+    happened; until then `cancelled` is false, as it is with a task.
 
     It does not keep its pool: one that nobody holds any more is ended, and its results fail with `PoolTerminated`.
     """
@@ -158,6 +159,9 @@ class AsyncResult(asyncio.Future[T], Generic[T]):
         """Have ``callback`` called in the loop with each value that the call reports from now on; see `aiopool.report`.
 
         What it raises goes to the loop's exception handler.
+
+        Raises:
+            TypeError: ``callback`` cannot be called.
         """
         check_callable("callback", callback)
         self._listeners += (callback,)

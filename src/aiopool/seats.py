@@ -12,10 +12,10 @@ from .exceptions import AioPoolError
 from .phases import WORKER_MOVES, WorkerPhase
 from .recycling import Allowance, RecyclePolicy, RecycleReason
 
-__all__ = ["Crew", "Seat", "SeatPhase", "Worker"]
+__all__ = ["SERVING", "Crew", "Seat", "SeatPhase", "Worker"]
 
 SERVING = (WorkerPhase.IDLE, WorkerPhase.BUSY, WorkerPhase.RETIRING)
-"""Where a worker stands that has, or may have, calls."""
+"""Where a worker stands that is ready, and not leaving or killed: it has, or may have, calls."""
 
 
 class Worker:
@@ -124,7 +124,7 @@ class Seat:
 
     @property
     def staffed(self) -> bool:
-        """Whether the occupant is ready, and no worse."""
+        """Whether the occupant is ready, and not leaving or killed."""
         return self.occupant is not None and self.occupant.phase in SERVING
 
     @property

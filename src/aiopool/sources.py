@@ -30,8 +30,8 @@ class Source(abc.ABC):
         name: of the user's function.
 
     Attributes:
-        closed: whether nobody wants any more values.
-        cut_short: whether somebody else may.
+        closed: whether no more values are handed out.
+        cut_short: whether it was closed as one reader was cancelled, while others may still wait for values.
     """
 
     def __init__(self, backend: Backend, name: str) -> None:

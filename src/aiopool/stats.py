@@ -14,7 +14,7 @@ from .recycling import RecycleReason
 __all__ = ["Latencies", "PoolStats", "Tally", "WorkerStats", "end_of"]
 
 BUCKETS = 32
-"""How many ranges of time are told apart: the last but one ends at half an hour."""
+"""How many ranges of time are told apart: the last but one ends at 2**30 microseconds, which is some 18 minutes."""
 
 MICRO = 1_000_000
 
@@ -46,7 +46,7 @@ class WorkerStats:
 
     Attributes:
         seat: its place, from 0; its successor will have the same.
-        pid: None while its process is being started.
+        pid: None while its process is being started; always so with ``backend="inline"``, which has none.
         phase: ``"starting"``, ``"idle"``, ``"busy"``, ``"retiring"`` (busy for the last time), ``"leaving"`` or
             ``"killed"``.
         calls: how many calls of the user's functions it has served.

@@ -23,7 +23,7 @@ DROP                  down      its id  none: the worker is to forget what was s
 LEAVE                 down      0       none: return from main, exit cleanly
 READY                 up        0       none: the initializer has run
 UNFIT                 up        0       a failure: the initializer raised
-BEGUN                 up        its id  none: this timed call begins
+BEGUN                 up        its id  none: this call begins, which is timed, or is large and shares its worker
 HEAVY                 up        0       none: the worker uses more memory than it should
 PROGRESS              up        its id  what the call reports, pickled
 VALUE                 up        its id  what the generator yields, pickled

@@ -55,7 +55,11 @@ class Remains(Protocol):
 
 
 class Backend(Protocol):
-    """Runs calls somewhere. All methods are called from the event loop that `start` ran in."""
+    """Runs calls somewhere.
+
+    Its methods are called from the event loop that `start` ran in, but for `stats`, `describe` and `forget`, which are
+    for any thread. `abandon`, `close` and `terminate` are called where that loop does not run, too.
+    """
 
     loop: asyncio.AbstractEventLoop
     """The loop that `start` ran in; not to be read before."""
@@ -111,7 +115,7 @@ class Backend(Protocol):
         ...
 
     async def resize(self, seats: int) -> None:
-        """Return when so many calls can run at once, and no more do; raise `refusal` if no calls are taken.
+        """Return when so many functions can run at once, and no more do; raise `refusal` if no calls are taken.
 
         It stays in force if the wait is cancelled. The last one counts.
         """

@@ -22,7 +22,7 @@ from ..stacks import WorkerStack
 from ..stats import PoolStats, Tally
 from .base import not_running
 from .handles import End, Handle, Observer, Setup
-from .process import WorkerProcess, failed_start
+from .process import failed_start
 from .remains import LocalRemains, abandon_all
 from .reports import ANSWERS, VALUE, ended, failure_of, reply_in
 from .start_methods import UNGUARDED, UNGUARDED_TEXT
@@ -82,7 +82,7 @@ class LocalBackend:
         start_timeout: float,
         idling: IdlePolicy,
         hooks: Hooks,
-        kind: Callable[[int, int, asyncio.AbstractEventLoop, Setup, Observer], Handle] = WorkerProcess,
+        kind: Callable[[int, int, asyncio.AbstractEventLoop, Setup, Observer], Handle],
     ) -> None:
         self._tell = hooks.tell if hooks else None
         self._setup_for = setup
@@ -120,7 +120,7 @@ class LocalBackend:
 
     @property
     def seats(self) -> int:
-        """How many workers may have calls at once."""
+        """How many functions may run at once, one in each worker."""
         return self._dispatcher.seats
 
     @property
@@ -173,7 +173,10 @@ class LocalBackend:
             self._perform(commands)
 
     def cancel(self, call: Call) -> None:
-        """End a call; one that runs ends with its worker."""
+        """End a call. One that runs is stopped.
+
+        A function is with its worker, unless it stops within the grace; a coroutine by being cancelled.
+        """
         self._perform(self._dispatcher.cancel(call, self.loop.time()))
 
     def withdraw(self, call: Call) -> None:

@@ -1,10 +1,10 @@
 """How the parent interrupts a call, and no other; and how it asks a stream for more.
 
 The parent writes the call's id, and how many more values it may send, into a pipe; no value more means that it is to
-stop. Then it signals the process. Python runs the signal's handler in the main
-thread, which is the one that runs calls: it reads the ids, and raises if the call that runs now is among them. A call
-that has ended meanwhile is not the one that runs, so nothing is raised into the next. A call that has not begun yet,
-since the pipe and the signal may overtake the channel, is interrupted as it begins.
+stop. Only in that case it signals the process, too. Python runs the signal's handler in the main thread, which is the
+one that runs calls: it reads the ids, and raises if the call that runs now is among those that are to stop. A call that
+has ended meanwhile is not the one that runs, so nothing is raised into the next. A call that has not begun yet, since
+the pipe and the signal may overtake the channel, is interrupted as it begins.
 
 Where a worker has an event loop, that reads the pipe, too, whenever it runs: what runs in a loop is told there.
 """

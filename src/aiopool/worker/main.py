@@ -135,7 +135,7 @@ class Lines(NamedTuple):
     lifeline: Connection
     """A pipe that closes when the parent is gone."""
     control: Connection
-    """A pipe for the ids of calls to interrupt, see `aiopool.worker.control`."""
+    """A pipe for what calls are told that run: to stop, or to send more values; see `aiopool.worker.control`."""
     dumps: Connection
     """A pipe for what faulthandler writes."""
 
