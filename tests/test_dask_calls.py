@@ -163,6 +163,15 @@ async def test_what_the_cluster_cannot_run_is_an_error_of_the_call(pool: AioPool
     assert caught.value.__cause__ is error
 
 
+async def test_a_failure_of_the_initializer_that_cannot_be_read_ends_its_call(pool: AioPool, client: FakeClient) -> None:
+    """As one that can be, and says why it cannot."""
+    result = pool.submit(jobs.square, 3)
+    (await client.given(1))[0].become("finished", Answer(Answered.UNFIT, Packed([b"garbled"])))
+    with pytest.raises(InitializerError, match="the initializer failed in a worker") as caught:
+        await result
+    assert isinstance(caught.value.__cause__, pickle.UnpicklingError)
+
+
 async def test_a_scheduler_that_goes_while_an_answer_is_sent_breaks_the_pool(pool: AioPool, client: FakeClient) -> None:
     """Its calls are told of that, and nothing else."""
     client.sending.clear()

@@ -31,13 +31,12 @@ from .dask_parts import (
     hear,
     stacks_of,
     terminated,
-    unfit,
 )
 from .dask_shares import Shares
 from .dask_site import Desk, Site, stacks_here
 from .dask_tasks import Tasks
 from .ledger import Entry, Ledger
-from .reports import NANO, ended
+from .reports import NANO, ended, failure_of
 
 __all__ = ["ClusterBackend"]
 
@@ -177,7 +176,7 @@ class ClusterBackend:
         if answer.kind is Answered.REFUSED:
             self.dropped(entry, "it was not run again")
         elif answer.kind is Answered.UNFIT:
-            self.end(entry, unfit(bytes(answer.packed.parts[0])))
+            self.end(entry, failure_of(answer.packed.parts[0]))
         else:
             payload, *buffers = answer.packed.parts
             seconds = answer.nanoseconds / NANO

@@ -11,14 +11,14 @@ from typing import Any
 
 from distributed import Client
 
-from .. import failures
 from ..calls import Call
 from ..exceptions import AioPoolError, InitializerError, PoolTerminated
 from ..stacks import WorkerStack
 from .dask_crossing import UnfitError
 from .ledger import ClusterWorker
+from .reports import failure_of
 
-__all__ = ["ask", "attend", "failed_start", "hear", "stacks_of", "terminated", "unfit"]
+__all__ = ["ask", "attend", "failed_start", "hear", "stacks_of", "terminated"]
 
 OURS = str(Path(__file__).parent.parent)
 """Where files lie whose frames are around every call."""
@@ -54,17 +54,10 @@ def terminated(call: Call) -> PoolTerminated:
     return PoolTerminated(f"the pool was terminated before {call.name} had finished")
 
 
-def unfit(failure: bytes) -> InitializerError:
-    """Return the error of a worker whose initializer has failed."""
-    error = InitializerError("the initializer failed in a worker")
-    error.__cause__ = failures.decode(failure, None)
-    return error
-
-
 def failed_start(error: Exception) -> Exception:
     """Return what a start raises that has failed with this."""
     if isinstance(error, UnfitError):
-        return unfit(error.failure)
+        return failure_of(error.failure)
     if isinstance(error, AioPoolError):
         return error
     why = str(error) or "it was not within the time that a start has"
