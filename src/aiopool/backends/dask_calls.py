@@ -29,11 +29,11 @@ from .dask_parts import (
     attend,
     failed_start,
     hear,
-    stacks_of,
     terminated,
 )
 from .dask_shares import Shares
-from .dask_site import Desk, Site, stacks_here
+from .dask_site import Desk, Site
+from .dask_survey import stacks_in
 from .dask_tasks import Tasks
 from .ledger import Entry, Ledger
 from .reports import NANO, ended, failure_of
@@ -44,7 +44,7 @@ WORTHWHILE = 0.05
 """Seconds that an automatic chunk should take at least: a task costs the cluster milliseconds, whatever it does."""
 
 PATIENCE = 5.0
-"""Seconds that the cluster has to answer when the pool ends, or asks what workers are doing."""
+"""Seconds that the cluster has to answer when the pool ends."""
 
 MOST_SUBMISSIONS = 5
 """How often a call is given to the cluster that has lost it, time and again, before a worker began it."""
@@ -456,9 +456,4 @@ class ClusterBackend:
         client, workers = self._connection.client, list(self._ledger.workers.values())
         if client is None or self.phase not in (PoolPhase.RUNNING, PoolPhase.CLOSING):
             return []
-        found: dict[str, Any] = {}
-        for worker in workers:
-            with contextlib.suppress(OSError, TimeoutError, ValueError):
-                async with asyncio.timeout(PATIENCE):
-                    found |= await client.run(stacks_here, self._token, workers=[worker.address])
-        return [stack for worker in workers for stack in stacks_of(worker, found.get(worker.address))]
+        return await stacks_in(client, self._token, workers)

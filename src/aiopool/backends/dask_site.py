@@ -26,6 +26,7 @@ from distributed import Scheduler, SchedulerPlugin, Worker, WorkerPlugin, get_wo
 
 from .. import failures, sharing, wire
 from ..pickling import Pickling
+from ..stacks import within_ours
 from ..worker import current, job, tasks
 from ..worker.logs import ForwardingHandler
 from ..worker.main import Initializer, PickledInitializer
@@ -374,13 +375,13 @@ def run_call(
 
 
 def stacks_here(token: str, dask_worker: Worker) -> dict[int, list[traceback.FrameSummary]]:
-    """Return the stacks of the calls that run in a worker; sent there to be run."""
+    """Return the stacks of the calls that run in a worker; sent there to be run, for there it is known what is ours."""
     site = dask_worker.plugins.get(token)
     if not isinstance(site, Site):
         return {}
     frames = sys._current_frames()  # noqa: SLF001 - there is no other way to see the stacks of all threads
     return {
-        call: list(traceback.extract_stack(frames[thread]))
+        call: within_ours(traceback.extract_stack(frames[thread]))
         for thread, call in list(site.running.items())
         if thread in frames
     }
