@@ -251,6 +251,22 @@ async def test_a_time_limit_counts_from_the_beginning_of_each_try(client: FakeCl
             await result
 
 
+async def test_a_worker_that_had_nothing_to_do_has_left_and_is_not_lost(client: FakeClient) -> None:
+    """Hooks and statistics say the same: a cluster's workers come and go."""
+    diary = Diary()
+    async with pool_of(client, hooks=[diary]) as pool:
+        result = pool.submit(jobs.square, 3)
+        [task] = await client.given(1)
+        client.says(what="came", worker="b", seat=1, pid=101, threads=1)
+        begin(client, task)
+        client.says(what="left", worker="b")
+        assert ([(left.seat, left.why) for left in diary.of(WorkerLeft)], pool.stats().lost) == ([(1, "left")], 0)
+        client.says(what="left", worker="a")
+        with pytest.raises(WorkerDied):
+            await result
+        assert (diary.of(WorkerLeft)[1].why, pool.stats().lost) == ("lost", 1)
+
+
 async def test_what_comes_for_a_call_that_has_ended_is_for_nobody(pool: AioPool, client: FakeClient) -> None:
     """Its answer, its reports, another cancellation."""
     result = pool.submit(jobs.square, 3)

@@ -273,9 +273,11 @@ class ClusterBackend:
         if (found := self._ledger.left(worker)) is None:
             return
         gone, running = found
-        self._tally.lost()
+        why = "lost" if running else "left"
+        if why == "lost":
+            self._tally.lost()
         if self._tell is not None:
-            self._tell(WorkerLeft(gone.seat, gone.pid, None, "lost" if running else "left"))
+            self._tell(WorkerLeft(gone.seat, gone.pid, None, why))
         dead = [(entry, died) for entry in running if (died := self._died(entry)) is not None]
         self._tasks.drop(entry for entry, _ in dead)
         for entry, died in dead:
