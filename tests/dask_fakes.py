@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 from collections.abc import Mapping, Sequence
+from traceback import FrameSummary
 from typing import Any
 
 from aiopool import AioPool
@@ -68,6 +69,8 @@ class FakeClient:
         scattered: what was, by its key.
         unreachable: whether nobody answers any more.
         restarted: the workers that were.
+        saying: what workers say that are asked what they are doing, by their addresses; others do not answer.
+        most_at_once: how many of them were being asked at once.
         complete: whether results that are asked for are all there.
     """
 
@@ -88,6 +91,9 @@ class FakeClient:
         self.scattered: dict[str, Stored] = {}
         self.unreachable = False
         self.restarted: list[str] = []
+        self.saying: dict[str, dict[int, list[FrameSummary]] | OSError] = {}
+        self.most_at_once = 0
+        self._being_asked: set[str] = set()
         self._gone = asyncio.Event()
 
     # What a test says.
@@ -151,6 +157,22 @@ class FakeClient:
         """Restart workers."""
         self._reach()
         self.restarted += addresses
+
+    async def run(self, _function: object, _token: str, *, workers: Sequence[str]) -> dict[str, Any]:
+        """Ask a worker what it does."""
+        self._being_asked.update(workers)
+        self.most_at_once = max(self.most_at_once, len(self._being_asked))
+        try:
+            await asyncio.sleep(0)
+            [worker] = workers
+            if worker not in self.saying:
+                await asyncio.Event().wait()
+            said = self.saying[worker]
+            if isinstance(said, OSError):
+                raise said
+            return {worker: said}
+        finally:
+            self._being_asked.difference_update(workers)
 
     async def aiopool(self, *, pool: str, what: str, **question: Any) -> Any:
         """Answer for the desk."""

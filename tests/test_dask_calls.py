@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import pickle
 from collections.abc import AsyncIterator
+from traceback import FrameSummary
 from typing import Any
 
 import pytest
@@ -163,6 +164,17 @@ async def test_what_the_cluster_cannot_run_is_an_error_of_the_call(pool: AioPool
     assert caught.value.__cause__ is error
 
 
+async def test_a_failure_of_the_initializer_that_cannot_be_read_ends_its_call(
+    pool: AioPool, client: FakeClient
+) -> None:
+    """As one that can be, and says why it cannot."""
+    result = pool.submit(jobs.square, 3)
+    (await client.given(1))[0].become("finished", Answer(Answered.UNFIT, Packed([b"garbled"])))
+    with pytest.raises(InitializerError, match="the initializer failed in a worker") as caught:
+        await result
+    assert isinstance(caught.value.__cause__, pickle.UnpicklingError)
+
+
 async def test_a_scheduler_that_goes_while_an_answer_is_sent_breaks_the_pool(pool: AioPool, client: FakeClient) -> None:
     """Its calls are told of that, and nothing else."""
     client.sending.clear()
@@ -197,6 +209,29 @@ async def test_a_task_that_is_lost_with_the_way_to_the_scheduler_is_no_workers_d
 # Workers and time limits.
 
 
+async def test_workers_are_asked_at_once_what_they_do(
+    pool: AioPool, client: FakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So several that are silent take the time of one, and hide no other's answer, nor does one that is gone."""
+    monkeypatch.setattr("aiopool.backends.dask_survey.PATIENCE", 0.05)
+    result = pool.submit(jobs.square, 3)
+    [task] = await client.given(1)
+    begin(client, task)
+    for seat, worker in enumerate("bcde", 1):
+        client.says(what="came", worker=worker, seat=seat, pid=100 + seat, threads=1)
+    frames = [FrameSummary("jobs.py", 1, "square", lookup_line=False)]
+    client.saying = {"a": {task.call: frames}, "b": ConnectionError("it is gone"), "e": {}}
+    stacks = [(stack.seat, stack.pid, stack.call, stack.frames) for stack in await pool.stacks()]
+    assert stacks == [
+        (0, 100, "square", frames),
+        *[(seat, 100 + seat, None, None) for seat in (1, 2, 3)],
+        (4, 104, None, []),
+    ]
+    assert client.most_at_once == 5
+    task.give(9)
+    assert await result == 9
+
+
 async def test_a_time_limit_counts_from_the_beginning_of_each_try(client: FakeClient) -> None:
     """Not for a call that waits for another worker, since its own is gone."""
     diary = Diary()
@@ -214,6 +249,22 @@ async def test_a_time_limit_counts_from_the_beginning_of_each_try(client: FakeCl
         begin(client, task, "b")
         with pytest.raises(CallTimeout):
             await result
+
+
+async def test_a_worker_that_had_nothing_to_do_has_left_and_is_not_lost(client: FakeClient) -> None:
+    """Hooks and statistics say the same: a cluster's workers come and go."""
+    diary = Diary()
+    async with pool_of(client, hooks=[diary]) as pool:
+        result = pool.submit(jobs.square, 3)
+        [task] = await client.given(1)
+        client.says(what="came", worker="b", seat=1, pid=101, threads=1)
+        begin(client, task)
+        client.says(what="left", worker="b")
+        assert ([(left.seat, left.why) for left in diary.of(WorkerLeft)], pool.stats().lost) == ([(1, "left")], 0)
+        client.says(what="left", worker="a")
+        with pytest.raises(WorkerDied):
+            await result
+        assert (diary.of(WorkerLeft)[1].why, pool.stats().lost) == ("lost", 1)
 
 
 async def test_what_comes_for_a_call_that_has_ended_is_for_nobody(pool: AioPool, client: FakeClient) -> None:

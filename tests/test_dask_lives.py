@@ -139,7 +139,7 @@ async def test_a_client_of_this_loop_is_used_and_left_alone(dask: Cluster) -> No
     async with Client(dask.address, asynchronous=True, set_as_default=False) as client:
         async with AioPool(backend=DaskBackend(client)) as pool:
             assert await pool.apply(jobs.square, (3,)) == 9
-            assert backend_of(pool).remains.client is client
+            assert backend_of(pool)._connection.client is client
         assert client.status == "running"
         assert set((await client.run(dask_jobs.plugins_here)).values()) == {()}
         assert await client.run_on_scheduler(dask_jobs.desks_here) == ()
@@ -150,7 +150,7 @@ async def test_a_synchronous_client_tells_where_the_scheduler_is(dask: Cluster) 
     client = await asyncio.to_thread(Client, dask.address, set_as_default=False)
     async with AioPool(backend=DaskBackend(client)) as pool:
         assert await pool.map(jobs.square, range(4)) == [0, 1, 4, 9]
-        assert backend_of(pool).remains.client is not client
+        assert backend_of(pool)._connection.client is not client
     assert await asyncio.to_thread(lambda: client.submit(jobs.square, 3).result()) == 9
     await asyncio.to_thread(client.close)
     with pytest.raises(InitializerError, match=r"the cluster could not be made ready: <Client.*> is closed"):

@@ -310,12 +310,15 @@ async def test_nobody_is_told_of_what_happens_after_the_pools_end() -> None:
 
 
 def test_a_start_fails_with_what_says_most() -> None:
-    """An error of this library as it is; the initializer's; another in words."""
+    """An error of this library as it is; the initializer's, even if it cannot be read; another in words."""
     ours = AioPoolError("as it is")
     assert failed_start(ours) is ours
     unfit = failed_start(UnfitError(failures.encode(LookupError("no such model"))))
     assert isinstance(unfit, InitializerError)
     assert repr(unfit.__cause__) == "LookupError('no such model')"
+    garbled = failed_start(UnfitError(b"garbled"))
+    assert isinstance(garbled, InitializerError)
+    assert isinstance(garbled.__cause__, pickle.UnpicklingError)
     assert str(failed_start(TimeoutError())) == (
         "the cluster could not be made ready: it was not within the time that a start has"
     )

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
+import aiopool
 import jobs
 from aiopool import AioPool, WorkerDied, WorkerStack
 from aiopool.backends.dump import DumpReader
-from aiopool.stacks import HEADER, frames_in, is_whole
+from aiopool.stacks import HEADER, frames_in, is_whole, within_ours
 from aiopool.worker import main as worker_main
 from latch import Latch
 
@@ -47,6 +48,14 @@ OURS = f'  File "{worker_main.__file__}", line 7 in main\n'
 def test_a_dump_is_whole_with_the_workers_own_frame_or_when_it_is_cut(dump: str, whole: bool) -> None:  # noqa: FBT001
     """Nothing else tells where it ends."""
     assert is_whole(dump) is whole
+
+
+def test_frames_of_a_directory_whose_name_begins_like_ours_are_the_users() -> None:
+    """And none around ours are."""
+    ours = str(Path(aiopool.__file__).parent)
+    files = ["threading.py", f"{ours}/worker/job.py", f"{ours}/pickling.py", f"{ours}_jobs/x.py", f"{ours}/pool.py"]
+    frames = [traceback.FrameSummary(file, 1, "f", lookup_line=False) for file in files]
+    assert within_ours(frames) == frames[3:]
 
 
 def test_frames_are_told_as_tracebacks_tell_them() -> None:

@@ -8,13 +8,13 @@ import os
 import re
 import selectors
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import dropwhile, takewhile
 from pathlib import Path
 
 from .worker import main as worker_main
 
-__all__ = ["WorkerStack", "frames_in", "is_whole"]
+__all__ = ["WorkerStack", "frames_in", "is_whole", "within_ours"]
 
 HEADER = "Stack (most recent call first):\n"
 """How faulthandler begins."""
@@ -76,6 +76,15 @@ def frames_in(dump: str) -> list[traceback.FrameSummary]:
         for match in reversed(found)
     ]
     return list(dropwhile(lambda frame: frame.filename.startswith((OURS, *LOOPS)), frames))
+
+
+def within_ours(frames: Iterable[traceback.FrameSummary]) -> list[traceback.FrameSummary]:
+    """Return the frames that ours have called; there may be others around these."""
+    return list(dropwhile(_is_ours, dropwhile(lambda frame: not _is_ours(frame), frames)))
+
+
+def _is_ours(frame: traceback.FrameSummary) -> bool:
+    return frame.filename.startswith(OURS)
 
 
 def _lines_of(dump: str) -> list[str]:

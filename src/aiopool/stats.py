@@ -82,7 +82,7 @@ class PoolStats:
         cancelled: calls that were cancelled.
         abandoned: calls that ended with the pool, terminated or broken.
         retried: how often calls that have ended were run again.
-        lost: workers that went away unbidden.
+        lost: workers that went away unbidden; on Dask, while they ran a call.
         recycled: workers that were replaced, by the reason: ``"calls"``, ``"age"``, ``"memory"``.
         queue_time: how long calls that returned or raised had waited, what is sent to and fro included.
         run_time: how long they ran.

@@ -21,7 +21,7 @@ from ..pickling import Pickling
 from ..sharing import CallPayload, Share
 from ..stacks import WorkerStack
 from ..stats import PoolStats, Tally
-from .base import Wanted, in_loop, not_running
+from .base import Remains, Wanted, in_loop, not_running
 from .dask_connection import Connection
 from .dask_crossing import Answer, Answered, Packed
 from .dask_parts import (
@@ -29,15 +29,14 @@ from .dask_parts import (
     attend,
     failed_start,
     hear,
-    stacks_of,
     terminated,
-    unfit,
 )
 from .dask_shares import Shares
-from .dask_site import Desk, Site, stacks_here
+from .dask_site import Desk, Site
+from .dask_survey import stacks_in
 from .dask_tasks import Tasks
 from .ledger import Entry, Ledger
-from .reports import NANO, ended
+from .reports import NANO, ended, failure_of
 
 __all__ = ["ClusterBackend"]
 
@@ -45,7 +44,7 @@ WORTHWHILE = 0.05
 """Seconds that an automatic chunk should take at least: a task costs the cluster milliseconds, whatever it does."""
 
 PATIENCE = 5.0
-"""Seconds that the cluster has to answer when the pool ends, or asks what workers are doing."""
+"""Seconds that the cluster has to answer when the pool ends."""
 
 MOST_SUBMISSIONS = 5
 """How often a call is given to the cluster that has lost it, time and again, before a worker began it."""
@@ -69,7 +68,8 @@ class ClusterBackend:
     def __init__(self, connection: Connection, wanted: Wanted, *, restart_cancelled: bool) -> None:
         connection.backend = weakref.ref(self)
         self.pickling: Pickling = wanted.pickling
-        self.remains: Connection = connection
+        self.remains: Remains = connection
+        self._connection = connection
         self._wanted = wanted
         self._restart = restart_cancelled
         self._tell = wanted.hooks.tell if wanted.hooks else None
@@ -127,7 +127,7 @@ class ClusterBackend:
         failure: Exception | None = None
         try:
             async with asyncio.timeout(self._wanted.start_timeout):
-                await self._enter(await self.remains.open())
+                await self._enter(await self._connection.open())
         except Exception as error:  # noqa: BLE001 - raised again, in other words
             failure = failed_start(error)
             self.terminate()
@@ -145,7 +145,7 @@ class ClusterBackend:
         """Set up the desk and the sites."""
         client.subscribe_topic(self._token, partial(hear, weakref.WeakMethod(self._heard)))
         await client.register_plugin(Desk(self._token, client.id))
-        self.remains.begin(attend(client, self._token, weakref.WeakMethod(self._scheduler_gone)))
+        self._connection.begin(attend(client, self._token, weakref.WeakMethod(self._scheduler_gone)))
         wanted = self._wanted
         site = Site(self._token, wanted.initializer, wanted.pickling, forward_logs=wanted.forward_logs)
         await client.register_plugin(site)
@@ -176,7 +176,7 @@ class ClusterBackend:
         if answer.kind is Answered.REFUSED:
             self.dropped(entry, "it was not run again")
         elif answer.kind is Answered.UNFIT:
-            self.end(entry, unfit(bytes(answer.packed.parts[0])))
+            self.end(entry, failure_of(answer.packed.parts[0]))
         else:
             payload, *buffers = answer.packed.parts
             seconds = answer.nanoseconds / NANO
@@ -186,7 +186,7 @@ class ClusterBackend:
 
     def dropped(self, entry: Entry, why: str) -> None:
         """A task has come to nothing: a call that had begun died with its worker; another is given away anew."""
-        client = self.remains.client
+        client = self._connection.client
         if client is not None and client.status != "running":  # all tasks are lost with the way to the scheduler
             self._scheduler_gone(None)
         elif entry.call.phase is CallPhase.RUNNING and (died := self._died(entry)) is not None:
@@ -273,9 +273,11 @@ class ClusterBackend:
         if (found := self._ledger.left(worker)) is None:
             return
         gone, running = found
-        self._tally.lost()
+        why = "lost" if running else "left"
+        if why == "lost":
+            self._tally.lost()
         if self._tell is not None:
-            self._tell(WorkerLeft(gone.seat, gone.pid, None, "lost" if running else "left"))
+            self._tell(WorkerLeft(gone.seat, gone.pid, None, why))
         dead = [(entry, died) for entry in running if (died := self._died(entry)) is not None]
         self._tasks.drop(entry for entry, _ in dead)
         for entry, died in dead:
@@ -311,7 +313,7 @@ class ClusterBackend:
         if entry is None or entry.call.phase is not CallPhase.WAITING:
             return
         if entry.submissions:
-            self.remains.begin(self._withdraw(entry))
+            self._connection.begin(self._withdraw(entry))
         else:
             self._stop([entry], CANCELLED)
 
@@ -327,8 +329,8 @@ class ClusterBackend:
     def _stop(self, entries: Sequence[Entry], verdict: Outcome) -> None:
         chosen = [entry for entry in entries if self._ledger.stop(entry, verdict)]
         for entry in chosen:
-            if entry.submissions and self.remains.client is not None:
-                self.remains.begin(self._stop_in_cluster(entry, verdict))
+            if entry.submissions and self._connection.client is not None:
+                self._connection.begin(self._stop_in_cluster(entry, verdict))
             else:
                 self.end(entry, verdict)
 
@@ -371,7 +373,7 @@ class ClusterBackend:
             self._ending = self.loop.create_task(self._tear_down(keys, addresses))
 
     async def _tear_down(self, keys: Sequence[str], addresses: Sequence[str]) -> None:
-        client = self.remains.client
+        client = self._connection.client
         try:
             if client is not None and client.status == "running":
                 with contextlib.suppress(OSError, TimeoutError):  # the scheduler, or a worker, does not answer
@@ -382,7 +384,7 @@ class ClusterBackend:
                 await self._tasks.restart_workers(addresses)
         finally:
             try:
-                await self.remains.close()
+                await self._connection.close()
             finally:
                 self._finish()
 
@@ -407,7 +409,7 @@ class ClusterBackend:
         if in_loop(self.loop):
             self.terminate()
             return
-        self.remains.kill_own()
+        self._connection.kill_own()
         if self.phase is not PoolPhase.TERMINATING:
             self._ledger.move(PoolPhase.TERMINATING)
         if not self.loop.is_closed():
@@ -453,12 +455,7 @@ class ClusterBackend:
 
     async def stacks(self) -> list[WorkerStack]:
         """Return what workers are doing; those that do not answer are waited for, for a moment."""
-        client, workers = self.remains.client, list(self._ledger.workers.values())
+        client, workers = self._connection.client, list(self._ledger.workers.values())
         if client is None or self.phase not in (PoolPhase.RUNNING, PoolPhase.CLOSING):
             return []
-        found: dict[str, Any] = {}
-        for worker in workers:
-            with contextlib.suppress(OSError, TimeoutError, ValueError):
-                async with asyncio.timeout(PATIENCE):
-                    found |= await client.run(stacks_here, self._token, workers=[worker.address])
-        return [stack for worker in workers for stack in stacks_of(worker, found.get(worker.address))]
+        return await stacks_in(client, self._token, workers)

@@ -1,27 +1,19 @@
-"""What a pool in a cluster of Dask says and is told: questions to its desk, errors, stacks."""
+"""What a pool in a cluster of Dask says and is told: questions to its desk, and errors."""
 
 from __future__ import annotations
 
-import traceback
 import weakref
-from collections.abc import Callable, Iterator
-from itertools import dropwhile
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 from distributed import Client
 
-from .. import failures
 from ..calls import Call
 from ..exceptions import AioPoolError, InitializerError, PoolTerminated
-from ..stacks import WorkerStack
 from .dask_crossing import UnfitError
-from .ledger import ClusterWorker
+from .reports import failure_of
 
-__all__ = ["ask", "attend", "failed_start", "hear", "stacks_of", "terminated", "unfit"]
-
-OURS = str(Path(__file__).parent.parent)
-"""Where files lie whose frames are around every call."""
+__all__ = ["ask", "attend", "failed_start", "hear", "terminated"]
 
 
 async def ask(client: Client, token: str, what: str, **question: object) -> Any:
@@ -54,32 +46,13 @@ def terminated(call: Call) -> PoolTerminated:
     return PoolTerminated(f"the pool was terminated before {call.name} had finished")
 
 
-def unfit(failure: bytes) -> InitializerError:
-    """Return the error of a worker whose initializer has failed."""
-    error = InitializerError("the initializer failed in a worker")
-    error.__cause__ = failures.decode(failure, None)
-    return error
-
-
 def failed_start(error: Exception) -> Exception:
     """Return what a start raises that has failed with this."""
     if isinstance(error, UnfitError):
-        return unfit(error.failure)
+        return failure_of(error.failure)
     if isinstance(error, AioPoolError):
         return error
     why = str(error) or "it was not within the time that a start has"
     failed = InitializerError(f"the cluster could not be made ready: {why}")
     failed.__cause__ = error
     return failed
-
-
-def stacks_of(worker: ClusterWorker, found: dict[int, list[traceback.FrameSummary]] | None) -> Iterator[WorkerStack]:
-    """Yield what a worker does, for each call that it runs."""
-    if not found:
-        yield WorkerStack(worker.seat, worker.pid, None, None if found is None else [])
-        return
-    for call, frames in found.items():
-        entry = worker.running.get(call)
-        outside = dropwhile(lambda frame: not frame.filename.startswith(OURS), frames)
-        inner = list(dropwhile(lambda frame: frame.filename.startswith(OURS), outside))
-        yield WorkerStack(worker.seat, worker.pid, None if entry is None else entry.call.name, inner)

@@ -26,6 +26,7 @@ from distributed import Scheduler, SchedulerPlugin, Worker, WorkerPlugin, get_wo
 
 from .. import failures, sharing, wire
 from ..pickling import Pickling
+from ..stacks import within_ours
 from ..worker import current, job, tasks
 from ..worker.logs import ForwardingHandler
 from ..worker.main import Initializer, PickledInitializer
@@ -194,7 +195,7 @@ class ThreadsCall(Undisturbed, threading.local):
     """Knows which call runs in a thread; none can be interrupted. See `aiopool.worker.control.Control`."""
 
 
-class Stream:
+class Outlet:
     """Sends what jobs report and log to the desk. See `aiopool.worker.outlet.Outlet`."""
 
     def __init__(self, token: str, worker: Worker) -> None:
@@ -257,10 +258,10 @@ class Site(WorkerPlugin):
         seat = await worker.scheduler.aiopool(pool=self.name, what="seat", worker=worker.address)
         if seat is None:  # the pool has just ended
             return
-        self._stream = stream = Stream(self.name, worker)
-        self.station: current.Station = current.Station(seat, stream, ThreadsCall(), self._pickling)
+        self._outlet = outlet = Outlet(self.name, worker)
+        self.station: current.Station = current.Station(seat, outlet, ThreadsCall(), self._pickling)
         if self._forward_logs and self._home != _this_process():
-            self._handler = ForwardingHandler(stream)
+            self._handler = ForwardingHandler(outlet)
             self._handler.addFilter(lambda _record: current.is_in_thread(self.station))
             logging.root.addHandler(self._handler)
         self.unfit = await self._loop.run_in_executor(worker.executors["default"], self._initialize)
@@ -312,7 +313,7 @@ class Site(WorkerPlugin):
         answered = Answered.RESULT if answer.kind == wire.Kind.RESULT else Answered.FAILED
         if isinstance(answer.payload, bytes):
             told = {"kind": answered.value, "nanoseconds": answer.nanoseconds, "payload": answer.payload}
-            self._stream.put(what="answered", call=call, **told)
+            self._outlet.put(what="answered", call=call, **told)
             return Answer(Answered.TOLD, Packed([b""]))
         return Answer(answered, Packed.of(answer.payload), answer.nanoseconds)
 
@@ -321,7 +322,7 @@ class Site(WorkerPlugin):
         claim = self._claims[call] = concurrent.futures.Future()
         if self._closed:
             return False
-        self._stream.put(what="claim", key=self._worker.get_current_task(), call=call, retries=retries)
+        self._outlet.put(what="claim", key=self._worker.get_current_task(), call=call, retries=retries)
         return claim.result()
 
     def granted(self, call: int, *, granted: bool) -> None:
@@ -374,13 +375,13 @@ def run_call(
 
 
 def stacks_here(token: str, dask_worker: Worker) -> dict[int, list[traceback.FrameSummary]]:
-    """Return the stacks of the calls that run in a worker; sent there to be run."""
+    """Return the stacks of the calls that run in a worker; sent there to be run, for there it is known what is ours."""
     site = dask_worker.plugins.get(token)
     if not isinstance(site, Site):
         return {}
     frames = sys._current_frames()  # noqa: SLF001 - there is no other way to see the stacks of all threads
     return {
-        call: list(traceback.extract_stack(frames[thread]))
+        call: within_ours(traceback.extract_stack(frames[thread]))
         for thread, call in list(site.running.items())
         if thread in frames
     }

@@ -92,7 +92,6 @@ class Ledger:
     def __init__(self, token: str) -> None:
         self.workers: dict[str, ClusterWorker] = {}
         self.entries: dict[int, Entry] = {}
-        self.lost: int = 0
         self._token = token
         self._phase = PoolPhase.NEW
 
@@ -102,9 +101,9 @@ class Ledger:
         return self._phase
 
     def move(self, phase: PoolPhase) -> None:
-        """Take a step; one that is not in the table is a mistake of ours."""
+        """Have the pool enter a phase; a move that the table does not know raises RuntimeError, and changes nothing."""
         if phase not in POOL_MOVES[self._phase]:
-            raise AssertionError(f"no pool moves from {self._phase.value} to {phase.value}")
+            raise RuntimeError(f"a pool that is {self._phase.value} cannot become {phase.value}")
         self._phase = phase
 
     # What there is.

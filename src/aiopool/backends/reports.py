@@ -35,11 +35,11 @@ def reply_in(frame: wire.Frame) -> tuple[int, Reply]:
     return frame.call, Reply(frame.kind == FAILED, frame.payload, frame.buffers, seconds)
 
 
-def failure_of(frame: wire.Frame) -> InitializerError:
-    """Return the error for a message that says what the initializer raised."""
+def failure_of(payload: bytes | memoryview) -> InitializerError:
+    """Return the error for what a worker says of its initializer's."""
     error = InitializerError("the initializer failed in a worker")
     try:
-        error.__cause__ = failures.decode(frame.payload or b"", None)
+        error.__cause__ = failures.decode(payload, None)
     except Exception as garbled:  # noqa: BLE001 - a job has written this, and nobody will ever see it
         error.__cause__ = garbled
     return error
