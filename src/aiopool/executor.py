@@ -9,7 +9,7 @@ import itertools
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 from .arguments import check_callable, patience, size
 from .backends.base import Backend, in_loop
@@ -130,7 +130,7 @@ class PoolExecutor(concurrent.futures.ThreadPoolExecutor):
             return super().map(fn, *iterables, timeout=timeout)
         calls = zip(*iterables, strict=False)
         chunks = iter(lambda: list(itertools.islice(calls, length)), [])
-        begin: Callable[..., Any] = partial(self._begin_chunk, fn)
+        begin = cast("Callable[..., list[T]]", partial(self._begin_chunk, fn))  # which leads to these
         return itertools.chain.from_iterable(Chunks(self._submit).map(begin, chunks, timeout=timeout))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 - as it is there

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from typing import TYPE_CHECKING
 
 __all__ = ["POOL_MOVES", "WORKER_MOVES", "PoolPhase", "WorkerPhase"]
 
@@ -10,7 +11,8 @@ __all__ = ["POOL_MOVES", "WORKER_MOVES", "PoolPhase", "WorkerPhase"]
 class WorkerPhase(enum.Enum):
     """Where a worker stands."""
 
-    __hash__ = object.__hash__  # each call takes two moves; what an enumeration has is slower, and says the same
+    if not TYPE_CHECKING:  # for which it stays what it is
+        __hash__ = object.__hash__  # each call takes two moves; what an enumeration has is slower, and says the same
 
     STARTING = "starting"
     """Its process is being started, or runs its initializer."""
