@@ -190,7 +190,8 @@ async def test_what_runs_here_reports_as_it_does_elsewhere() -> None:
         report("of no call")
 
     async with AioPool(1, initialize, backend=Inline(pickled=False)) as pool:
-        for result in (pool.submit(async_jobs.report_each, "a", "b"), pool.submit(jobs.report_in_a_thread, "c")):
+        for func, *values in ((async_jobs.report_each, "a", "b"), (jobs.report_in_a_thread, "c")):
+            result = pool.submit(func, *values)
             result.on_progress(told.append)
             told.append(await result)
         assert current_worker() is None

@@ -94,8 +94,8 @@ class WorkerLeft:
         seat: its place.
         pid: its process id, or None if it never had one.
         exitcode: as `multiprocessing.Process.exitcode` has it; None if nobody could tell.
-        why: ``"left"`` when it was told to, ``"killed"`` by the pool, or ``"lost"``. A cluster's workers come and go:
-            on Dask one that ran no call any more has ``"left"``, whatever became of it, and any other is ``"lost"``.
+        why: ``"left"`` when it was told to, ``"killed"`` by the pool, or ``"lost"``. On Dask, where workers come and
+            go, one that had nothing to do any more has ``"left"``, whatever became of it; any other is ``"lost"``.
     """
 
     seat: int

@@ -46,7 +46,7 @@ class DaskBackend(Elsewhere):
         cluster: the address of its scheduler, such as ``"tcp://10.0.0.1:8786"``; a cluster object; or a
             `distributed.Client`, which is used if it belongs to the pool's own loop, and else tells where the scheduler
             is. None starts a `distributed.LocalCluster` on this machine, with as many workers as the pool is to have
-            processes, and closes it with the pool.
+            processes, and closes it with the pool; it listens on 127.0.0.1, without certificates.
         security: certificates and keys for an address, as a `distributed.Client` takes them.
         restart_cancelled: whether the worker of a call is restarted that is cancelled, over its time limit or abandoned
             while it runs, with all else that runs in it; needs workers with a nanny. Otherwise, as always in Dask,
