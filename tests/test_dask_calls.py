@@ -301,15 +301,17 @@ async def test_so_many_calls_wait_as_the_cluster_has_no_thread_for(client: FakeC
 async def test_a_call_that_is_being_cancelled_is_not_given_anew_when_the_cluster_drops_it(
     pool: AioPool, client: FakeClient
 ) -> None:
-    """Nor does it count as begun; and the pool's end does not wait for what the cluster says."""
+    """Nor does it count as begun, nor is it stopped twice. The pool's end does not wait for what the cluster says."""
     client.answering.clear()
     result = pool.submit(jobs.square, 3)
     [task] = await client.given(1)
     result.cancel()
     begin(client, task)
     assert pool.stats().running == 0
+    backend_of(pool).cancel(Call("square", b"", lambda _: None, id_=task.call))
     task.become("cancelled")
     await settled()
+    assert [what for what, _ in client.asked].count("release") == 1
     assert len(client.tasks) == 1
     assert not result.done()
     pool.terminate()

@@ -79,8 +79,7 @@ class ClusterBackend(ClusterEnds):
 
     async def start(self) -> None:
         """Connect, and run the initializer in each worker that is there; raise `InitializerError` if that fails."""
-        self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
-        self._open, self._closed = self.loop.create_future(), self.loop.create_future()
+        self._bind()
         self._ledger.move(PoolPhase.STARTING)
         failure: Exception | None = None
         try:

@@ -74,6 +74,11 @@ class ClusterEnds:
         if self._notice is not None:
             self._notice()
 
+    def _bind(self) -> None:
+        """Belong to the running loop."""
+        self.loop = asyncio.get_running_loop()
+        self._open, self._closed = self.loop.create_future(), self.loop.create_future()
+
     def _opened(self) -> None:
         """Nobody needs to wait for the desk any more."""
         if not self._open.done():
