@@ -209,6 +209,37 @@ def test_a_forgotten_pool_is_warned_of_and_its_workers_go(tmp_path: Path) -> Non
     assert process.returncode == 0
 
 
+INTERRUPTED = """
+import asyncio
+from distributed import Scheduler
+from aiopool import AioPool
+from aiopool.backends.dask import DaskBackend
+
+async def main():
+    global pool
+    pool = AioPool(1, backend=DaskBackend())
+    await pool.start()
+    [scheduler] = Scheduler._instances
+    [sender] = scheduler.client_comms.values()
+    while sender.buffer or sender.next_deadline is not None:  # it tells nobody when it has nothing more to send
+        await asyncio.sleep(0.01)
+    sender.send({"op": "key-in-memory", "key": "nobody's"})
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+def test_a_loop_ends_while_the_scheduler_of_an_open_pool_sends(tmp_path: Path) -> None:
+    """`asyncio.run` cancels all tasks at its end, among them the one that writes, for which the scheduler waits."""
+    program = tmp_path / "interrupted.py"
+    program.write_text(INTERRUPTED)
+    with session("-W", "always::ResourceWarning", program) as process:
+        _, errors = process.communicate(timeout=30)
+    assert "ResourceWarning: unclosed AioPool (running: 1 workers" in errors
+    assert process.returncode == 0
+
+
 SHORT_LIVED = """
 import asyncio, sys
 import jobs

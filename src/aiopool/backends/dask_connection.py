@@ -52,6 +52,7 @@ class Connection:
         self._timeout = timeout
         self._own_client = False
         self._own_cluster: LocalCluster | None = None
+        self._guard: asyncio.Task[None] | None = None
 
     async def open(self) -> Client:
         """Connect; start a cluster if there is none."""
@@ -76,6 +77,7 @@ class Connection:
                 asynchronous=True, scheduler_kwargs={"allowed_failures": 0},
             )  # fmt: skip
             await self._own_cluster
+            self._guard = asyncio.get_running_loop().create_task(_guard(self._own_cluster))
             return self._own_cluster.scheduler_address, None
         if isinstance(where, str):
             return where, self._security
@@ -97,14 +99,18 @@ class Connection:
         for task in list(self.tasks):
             task.cancel()
         # The scheduler may be gone, or not answer any more: then there is nobody to take leave of.
-        if self._own_client and self.client is not None:
-            with contextlib.suppress(OSError, TimeoutError):
-                closing: Any = self.client.close()
-                await closing
-        if self._own_cluster is not None:
-            with contextlib.suppress(OSError, TimeoutError):
-                await (self._own_cluster.close() or _done())
-        self.client = self._own_cluster = None
+        try:
+            if self._own_client and self.client is not None:
+                with contextlib.suppress(OSError, TimeoutError):
+                    closing: Any = self.client.close()
+                    await closing
+            if self._own_cluster is not None:
+                with contextlib.suppress(OSError, TimeoutError):
+                    await (self._own_cluster.close() or _done())
+            self.client = self._own_cluster = None
+        finally:
+            if self._guard is not None:
+                self._guard.cancel()
 
     def kill_own(self) -> None:
         """Kill the workers of a cluster of our own: nobody will wait for them."""
@@ -136,6 +142,19 @@ class Connection:
         """Return what there is in a few words."""
         backend = self.backend()
         return "a cluster of Dask" if backend is None else backend.describe()
+
+
+async def _guard(cluster: LocalCluster) -> None:
+    """Have whoever cancels all tasks of the loop, as `asyncio.run` does at its end, not wait for ever.
+
+    The scheduler's are among them. One that is cancelled while it writes to a client does not say that it has stopped,
+    for which another waits, whatever becomes of the cluster.
+    """
+    try:
+        await asyncio.get_running_loop().create_future()
+    finally:
+        for comm in cluster.scheduler.client_comms.values():
+            comm.stopped.set()
 
 
 def _loop_of(client: Client) -> asyncio.AbstractEventLoop | None:
