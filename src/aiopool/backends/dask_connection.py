@@ -150,10 +150,11 @@ async def _guard(cluster: LocalCluster) -> None:
     The scheduler's are among them. One that is cancelled while it writes to a client does not say that it has stopped,
     for which another waits, whatever becomes of the cluster.
     """
+    scheduler: Any = cluster.scheduler
     try:
         await asyncio.get_running_loop().create_future()
     finally:
-        for comm in cluster.scheduler.client_comms.values():
+        for comm in scheduler.client_comms.values():
             comm.stopped.set()
 
 
