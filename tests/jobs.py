@@ -830,6 +830,44 @@ def die_first_unless_tried(path: str, block: Block) -> int:
     return len(block.data)
 
 
+def overwrite_and_die_unless_tried(path: str, block: Block) -> bytes:
+    before = bytes(block.data)
+    block.data[:] = bytes(len(before))
+    die_unless_tried(path, 2)
+    return before
+
+
+def filled(number: int, size: int) -> Block:
+    return Block(bytearray([number]) * size)
+
+
+_kept_blocks: list[Block] = []
+
+
+def keep_blocks(block: Block, *, keep: bool) -> None:
+    """Keep a block as it is, or write into it."""
+    if keep:
+        _kept_blocks.append(block)
+    else:
+        block.data[:] = b"!" * len(block.data)
+
+
+async def keep_blocks_async(block: Block, *, keep: bool) -> None:
+    keep_blocks(block, keep=keep)
+
+
+def kept_blocks() -> list[tuple[int, int]]:
+    """Return the least and the largest byte of each."""
+    return [(min(block.data), max(block.data)) for block in _kept_blocks]
+
+
+def has_arena() -> bool:
+    """Whether this worker keeps memory for results."""
+    from aiopool.worker.current import _thread
+
+    return _thread.station is not None and _thread.station.arena is not None
+
+
 def give_up_descriptors() -> None:
     """Take no descriptor any more."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))

@@ -10,6 +10,7 @@ from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, NamedTuple
 
 from . import failures, parcels, wire
+from .arena import Arena
 from .arguments import name_of
 from .calls import Call, CallKind, Limits, Outcome, Pace, ids
 from .carrying import Around, Carrier, await_with, call_with, iterate_async_with, iterate_with
@@ -59,10 +60,14 @@ class Packer:
         carrier: reads the context variables whose values travel with each call.
         pickling: turns what is packed into bytes.
         hooks: told of calls that are made.
+        arena: has memory for large arguments.
     """
 
-    def __init__(self, home: Home, carrier: Carrier, pickling: Pickling, hooks: Hooks) -> None:
+    def __init__(
+        self, home: Home, carrier: Carrier, pickling: Pickling, hooks: Hooks, arena: Arena | None = None
+    ) -> None:
         self._hooks = hooks
+        self._arena = arena
         self._home = home
         self._pickling = pickling
         self._carrier = carrier
@@ -161,7 +166,7 @@ class Packer:
             pickled, buffers, shares = self._dumps((args, kwds), parcels.LARGE)
         except Exception as error:
             raise failures.refusal("arguments", name, error) from error
-        payload = parcels.wrap(pickled, buffers, wire.LARGEST, function.part)
+        payload = parcels.wrap(pickled, buffers, wire.LARGEST, function.part, arena=self._arena)
         return _with_shares(payload, function.shares + shares)
 
     def pack_value(self, value: object) -> CallPayload:

@@ -18,6 +18,8 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
+from .arena import Arena, Block, write
+
 __all__ = ["LARGE", "Parcel", "Payload", "SharedParcel", "dumps", "parts_of", "wrap"]
 
 LARGE = 32 * 1024
@@ -44,6 +46,7 @@ class Parcel:
 
     Args:
         parts: each given as the pieces that it is made of.
+        arena: has memory for it, if it is large enough to be mapped.
 
     Attributes:
         lengths: of the parts.
@@ -52,16 +55,18 @@ class Parcel:
         content: the parts, where there is no descriptor.
     """
 
-    __slots__ = ("__weakref__", "content", "descriptor", "lengths", "size")
+    __slots__ = ("__weakref__", "_arena", "_block", "content", "descriptor", "lengths", "size")
 
     most: ClassVar[int] = MOST_DESCRIPTORS
     with_descriptor: ClassVar[weakref.WeakSet[Parcel]] = weakref.WeakSet()
 
-    def __init__(self, parts: Sequence[Sequence[bytes | memoryview]]) -> None:
+    def __init__(self, parts: Sequence[Sequence[bytes | memoryview]], arena: Arena | None = None) -> None:
         self.lengths: list[int] = [sum(map(len, part)) for part in parts]
         self.size: int = sum(map(_padded, self.lengths))
         self.descriptor: int | None = None
         self.content: memoryview = memoryview(b"")
+        self._arena = arena if self.size >= MAPPED else None
+        self._block: Block | None = None
         pieces: list[bytes | memoryview] = []
         for part, length in zip(parts, self.lengths, strict=True):
             pieces += (*part, bytes(_padded(length) - length))
@@ -73,10 +78,17 @@ class Parcel:
             self.content = memoryview(b"".join(pieces))
 
     def _fill_memory(self, pieces: Sequence[bytes | memoryview]) -> None:
-        if len(self.with_descriptor) < self.most:
+        if len(self.with_descriptor) >= self.most:
+            return
+        if self._arena is not None and self._arena.works:
+            block = self._arena.take(self.size)
+            block.fill(pieces)
+            self.descriptor, self._block = block.lend(), block
+            self.with_descriptor.add(self)
+        else:
             self.descriptor = os.memfd_create("aiopool")
             self.with_descriptor.add(self)
-            _write(self.descriptor, pieces)
+            write(self.descriptor, pieces)
 
     def close(self) -> None:
         """Let go of the memory."""
@@ -84,6 +96,9 @@ class Parcel:
             self.with_descriptor.discard(self)
             os.close(self.descriptor)
             self.descriptor = None
+        if self._block is not None and self._arena is not None:
+            self._arena.put(self._block)
+            self._block = None
 
     __del__ = close
 
@@ -92,17 +107,16 @@ class Parcel:
         if self.descriptor is None:
             content = memoryview(bytearray(self.content))
         else:
-            content = self.view(os.dup(self.descriptor), mmap.ACCESS_COPY)
+            content = self.view(os.dup(self.descriptor), self.size, mmap.ACCESS_COPY)
         return parts_of(content, self.lengths)
 
     @staticmethod
-    def view(descriptor: int, access: int) -> memoryview:
+    def view(descriptor: int, size: int, access: int) -> memoryview:
         """Return the content of a parcel that has come, and close the descriptor. What is only read is not copied."""
         try:
-            size = os.fstat(descriptor).st_size
             if size >= MAPPED or access == mmap.ACCESS_READ:
                 with contextlib.suppress(OSError):  # no more mappings
-                    return memoryview(mmap.mmap(descriptor, 0, access=access))
+                    return memoryview(mmap.mmap(descriptor, size, access=access))
             return _read(descriptor, size)
         finally:
             os.close(descriptor)
@@ -159,12 +173,17 @@ def dumps(
 
 
 def wrap(
-    pickled: bytes, buffers: Sequence[memoryview], most: int, head: bytes = b"", kind: type[Parcel] = Parcel
+    pickled: bytes,
+    buffers: Sequence[memoryview],
+    most: int,
+    head: bytes = b"",
+    kind: type[Parcel] = Parcel,
+    arena: Arena | None = None,
 ) -> Payload:
     """Return a payload that begins with ``head``: a parcel if there are buffers, or more than so many bytes."""
     if not buffers and len(head) + len(pickled) <= most:
         return head + pickled
-    return kind([(head, pickled), *((buffer,) for buffer in buffers)])
+    return kind([(head, pickled), *((buffer,) for buffer in buffers)], arena)
 
 
 def parts_of(content: memoryview, lengths: Sequence[int]) -> list[memoryview]:
@@ -187,10 +206,3 @@ def _read(descriptor: int, size: int) -> memoryview:
             raise OSError(errno.EIO, "the memory of a message has been cut short")
         end += count
     return content
-
-
-def _write(descriptor: int, pieces: Sequence[bytes | memoryview]) -> None:
-    for piece in pieces:
-        rest = memoryview(piece)
-        while rest:
-            rest = rest[os.write(descriptor, rest) :]

@@ -185,7 +185,7 @@ class AioPool(Lifecycle, Caller):
                 seats, setups, policy, grace=grace, start_timeout=patience, idling=idling, hooks=watchers, kind=kind
             )
         Lifecycle.__init__(self, runs, partial(start_methods.prepare, start_method, modules) if here else _nothing)
-        packer = Packer(runs, carrier, pickling, watchers)
+        packer = Packer(runs, carrier, pickling, watchers, runs.arena)
         admission = Admission(runs, optional(at_least_one, "max_pending", max_pending))
         engine = Engine(runs, packer, admission, policy, self._guard, weakref.WeakSet(), weakref.WeakSet())
         Caller.__init__(self, engine, limits)

@@ -227,6 +227,7 @@ class Decoder:
         self._access = access
         self._scratch = memoryview(bytearray(PACKET)) if scratch is None else scratch
         self._head = (0, 0, 0)
+        self._size = 0
         self._lengths: Sequence[int] = ()
         self._large: memoryview | None = None
         self._large_end = 0
@@ -260,8 +261,8 @@ class Decoder:
         if not descriptors:
             return Frame(*self._head, None)
         try:
-            content = Parcel.view(descriptors[0], mmap.ACCESS_READ if self._shared() else self._access)
-        except (OSError, MemoryError):
+            content = Parcel.view(descriptors[0], self._size, mmap.ACCESS_READ if self._shared() else self._access)
+        except (OSError, MemoryError, ValueError, OverflowError):  # the last two of memory that is not so large
             return Frame(*self._head, None)
         return self._parcel(content)
 
@@ -272,7 +273,7 @@ class Decoder:
         table = bytes(self._scratch[HEADER.size : count])
         if form not in (Form.PIECES, Form.DESCRIPTOR) or not table or len(table) % LENGTH.size:
             raise WireError(f"no message of {count} bytes has the form {form}")
-        self._lengths = [length for (length,) in LENGTH.iter_unpack(table)]
+        self._size, self._lengths = length, [length for (length,) in LENGTH.iter_unpack(table)]
         self.awaits_descriptor = form == Form.DESCRIPTOR
         if form == Form.PIECES:
             try:

@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
+from ..arena import Arena
 from ..calls import Call
 from ..exceptions import AioPoolError, PoolNotRunning
 from ..hooks import Hooks
@@ -67,6 +68,11 @@ class Backend(Protocol):
     @property
     def remains(self) -> Remains:
         """What is to be ended when nobody holds the pool any more."""
+        ...
+
+    @property
+    def arena(self) -> Arena | None:
+        """What has memory for large arguments, if there is any that can be used again."""
         ...
 
     pickling: Pickling

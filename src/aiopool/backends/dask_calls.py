@@ -12,6 +12,7 @@ from typing import Any
 from distributed import Client
 
 from .. import log_records, wire
+from ..arena import Arena
 from ..calls import Call, CallPhase, Reply
 from ..exceptions import AioPoolError, CallTimeout, WorkerDied
 from ..hooks import CallStarted, WorkerLeft, WorkerStarted
@@ -50,6 +51,7 @@ class ClusterBackend(ClusterEnds):
 
     shortest_chunk: float = WORTHWHILE
     concurrency: int = 1
+    arena: Arena | None = None
     streams: bool = False
     resting: bool = False
 

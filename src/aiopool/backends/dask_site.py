@@ -43,7 +43,10 @@ DOOR = "aiopool"
 IMPORTED = uuid.uuid4().hex
 """Names the import of this module."""
 
-RUN = {wire.Kind.CALL: job.run, wire.Kind.COROUTINE: tasks.run}
+RUN: Mapping[wire.Kind, Callable[[wire.Frame, current.Calls, Pickling], job.Answer]] = {
+    wire.Kind.CALL: job.run,
+    wire.Kind.COROUTINE: tasks.run,
+}
 """What runs a call, by its kind."""
 
 

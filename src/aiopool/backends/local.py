@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 
 from .. import log_records, wire
+from ..arena import Arena
 from ..calls import Call, CallKind, Reply, ids
 from ..commands import Command, Dismiss, Finish, Interrupt, Kill, Recall, Send, Spawn
 from ..dispatch import Dispatcher
@@ -88,6 +89,7 @@ class LocalBackend:
         self._setup_for = setup
         self._setup = setup(seats)
         self.pickling: Pickling = self._setup.pickling
+        self.arena: Arena = Arena()
         self.concurrency: int = self._setup.looping.concurrency
         self._make = kind
         self._dispatcher = Dispatcher(
@@ -145,6 +147,7 @@ class LocalBackend:
     async def start(self) -> None:
         """Return when every seat has a worker that is ready; raise `InitializerError` when one fails."""
         self.loop = self.remains.loop = asyncio.get_running_loop()
+        self.arena.attend(self.loop)
         self._started, self._closed = self.loop.create_future(), self.loop.create_future()
         self._perform(self._dispatcher.start(self.loop.time()))
         await asyncio.wait([self._started])
@@ -233,6 +236,7 @@ class LocalBackend:
         for worker in list(self._dispatcher.workers):
             commands += self._dispatcher.died(worker, pids.get(worker), None, now)
         self._unstarted.clear()
+        self.arena.close()
         self.remains.forget_shares()
         if self._timer is not None:
             self._timer.cancel()
@@ -446,6 +450,7 @@ class LocalBackend:
             self._started.set_result(None)
         if phase is PoolPhase.CLOSED and not self._closed.done():
             self._closed.set_result(None)
+            self.arena.close()
             self.remains.forget_shares()
         if self._resized is not None and (phase is not PoolPhase.RUNNING or not self._dispatcher.resizing):
             self._resized.set_result(phase is PoolPhase.RUNNING)

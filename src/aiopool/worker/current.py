@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from typing import NamedTuple, Protocol
 
 from .. import wire
+from ..arena import Arena
 from ..parcels import wrap
 from ..pickling import Pickling
 
@@ -82,15 +83,19 @@ class Station:
     """What makes this process a worker.
 
     Attributes:
+        arena: has memory for large results, if there is any that can be used again.
         calls: how many it has answered.
     """
 
-    def __init__(self, seat: int, outlet: Sender, control: Calls, pickling: Pickling) -> None:
+    def __init__(
+        self, seat: int, outlet: Sender, control: Calls, pickling: Pickling, arena: Arena | None = None
+    ) -> None:
         self.pid: int = os.getpid()
         self.seat: int = seat
         self.outlet: Sender = outlet
         self.control: Calls = control
         self.pickling: Pickling = pickling
+        self.arena: Arena | None = arena
         self.calls: int = 0
 
 

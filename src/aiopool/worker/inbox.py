@@ -7,6 +7,7 @@ import select
 import socket
 
 from .. import sharing, wire
+from ..arena import LASTING, Arena
 from ..pickling import Pickling
 
 __all__ = ["Inbox", "take_share"]
@@ -17,10 +18,15 @@ class Inbox:
 
     We never wait in a call that receives: a worker that is killed there could take along a message that comes after
     its death, and nobody would know that it has not begun it.
+
+    Args:
+        channel: from the parent.
+        arena: gives its memory back when nothing has come for a while.
     """
 
-    def __init__(self, channel: socket.socket) -> None:
+    def __init__(self, channel: socket.socket, arena: Arena | None = None) -> None:
         self._channel = channel
+        self._arena = arena
         self._decoder = wire.Decoder(scratch=wire.lasting_scratch())
         self._identity = self._present_identity()
         self._poll = select.poll()
@@ -37,7 +43,13 @@ class Inbox:
             if frame is not None:
                 return frame
             self.check()
-            self._poll.poll()
+            self._wait()
+
+    def _wait(self) -> None:
+        arena = self._arena
+        if arena is not None and arena.keeps and not self._poll.poll(1000 * LASTING):
+            arena.clear()
+        self._poll.poll()
 
     def received(self) -> wire.Frame | None:
         """Return a message that has come, or None."""

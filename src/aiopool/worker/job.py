@@ -9,6 +9,7 @@ from time import perf_counter_ns
 from typing import Any, NamedTuple, TypeVar
 
 from .. import carrying, failures, wire
+from ..arena import Arena
 from ..exceptions import AioPoolError, CallInterrupted
 from ..parcels import Payload, wrap
 from ..pickling import Pickling, is_name_of
@@ -48,11 +49,11 @@ class Answer(NamedTuple):
     nanoseconds: int
 
 
-def run(frame: wire.Frame, control: Calls, pickling: Pickling) -> Answer:
+def run(frame: wire.Frame, control: Calls, pickling: Pickling, arena: Arena | None = None) -> Answer:
     """Do what a CALL asks for; return what to answer. Raises nothing."""
     begun = perf_counter_ns()
     try:
-        kind, payload = wire.Kind.RESULT, _result(frame, control, pickling)
+        kind, payload = wire.Kind.RESULT, _result(frame, control, pickling, arena)
     except BaseException as error:  # noqa: BLE001 - whatever a job raises is its outcome, and no end of the worker
         # Where it was interrupted nobody wants to know: the parent has decided on the outcome.
         failure = INTERRUPTED if control.interrupted == frame.call else failures.encode(error, HIDDEN)
@@ -60,11 +61,11 @@ def run(frame: wire.Frame, control: Calls, pickling: Pickling) -> Answer:
     return Answer(kind, payload, perf_counter_ns() - begun)
 
 
-def _result(frame: wire.Frame, control: Calls, pickling: Pickling) -> Payload:
+def _result(frame: wire.Frame, control: Calls, pickling: Pickling, arena: Arena | None) -> Payload:
     try:
         control.begin(frame.call)
         function, args, kwds = unpickled(frame.payload, frame.buffers, pickling)
-        return dumps(checked(function(*args, **kwds)), pickling)
+        return dumps(checked(function(*args, **kwds)), pickling, arena)
     finally:
         control.end()
 
@@ -109,10 +110,10 @@ def _loads(what: str, pickled: memoryview, pickling: Pickling, buffers: Sequence
         raise failures.refusal(what, None, error, HIDDEN) from error
 
 
-def dumps(value: object, pickling: Pickling, what: str = "result") -> Payload:
+def dumps(value: object, pickling: Pickling, arena: Arena | None = None, what: str = "result") -> Payload:
     """Return the payload of a result or of what else it is; raise `NotPicklable`, or TypeError for coroutines in it."""
     try:
-        return wrap(*pickling.dumps(value), wire.LARGEST)
+        return wrap(*pickling.dumps(value), wire.LARGEST, arena=arena)
     except BaseException as error:
         # Looked for only now, since no coroutine can be pickled: to look at each value is much of a short chunk's time.
         if isinstance(value, list) and (found := [each for each in value if isinstance(each, types.CoroutineType)]):

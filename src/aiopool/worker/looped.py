@@ -46,6 +46,8 @@ class Looped:
         self._arrived: wire.Frame | None = None  # what is not for the loop
         self._failure: BaseException | None = None  # of the channel
         station.control.looped = True
+        if station.arena is not None:
+            station.arena.attend(self._loop)
         self._loop.add_reader(station.control.fileno(), self._tasks.obey)
 
     def run(self, coroutine: Coroutine[Any, Any, object]) -> None:

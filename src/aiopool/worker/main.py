@@ -20,6 +20,7 @@ from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from .. import failures, sharing, wire
+from ..arena import Arena
 from ..exceptions import NotPicklable, what_to_do
 from ..parcels import wrap
 from ..pickling import PLAIN, Pickling
@@ -174,13 +175,15 @@ def main(
     dump_into(lines.dumps.fileno())
     with channel, contextlib.suppress(ConnectionError):  # the parent may be gone; its end is no news to report
         outlet = Outlet(channel, control)
-        station = current.Station(seat, outlet, control, pickling)
+        # What a worker kept would count as its own, where somebody looks at how much it has.
+        arena = Arena() if memory_limit is None else None
+        station = current.Station(seat, outlet, control, pickling, arena)
         current.begin(station)
         if levels is not None:
             from .logs import forward  # noqa: PLC0415 - a worker that leaves logging alone need not import it
 
             forward(outlet, levels)
-        worker = Worker(Inbox(channel), station, memory_limit, looping)
+        worker = Worker(Inbox(channel, arena), station, memory_limit, looping)
         try:
             if worker.introduce(initializer):
                 worker.serve()
@@ -250,9 +253,10 @@ class Worker:
         return self._inbox.receive() if self._looped is None else self._looped.receive()
 
     def _run(self, frame: wire.Frame) -> None:
+        station = self._station
         if frame.kind == TIMED:
-            self._station.outlet.send(wire.encode(wire.Kind.BEGUN, frame.call))
-        self._answer(frame.call, job.run(frame, self._station.control, self._station.pickling))
+            station.outlet.send(wire.encode(wire.Kind.BEGUN, frame.call))
+        self._answer(frame.call, job.run(frame, station.control, station.pickling, station.arena))
 
     def _begin_on_loop(self, frame: wire.Frame) -> None:
         """Begin what has come before there was a loop."""

@@ -180,7 +180,7 @@ class Tasks:
         made, kind = function(*args, **kwds), frame.kind
         del frame, args, kwds  # the call may let go of what it does not need any more
         if kind in COROUTINES:
-            return job.dumps(await made, pickling)
+            return job.dumps(await made, pickling, self._station.arena)
         if inspect.isasyncgen(made):
             await self._send_all_of_async(run, made)
         else:
@@ -250,7 +250,7 @@ class Tasks:
 
     def _send(self, run: Run, value: object) -> None:
         run.credit -= 1
-        payload = job.dumps(value, self._station.pickling, "value")
+        payload = job.dumps(value, self._station.pickling, self._station.arena, "value")
         self._station.outlet.send(wire.encode(wire.Kind.VALUE, run.call, payload))
 
 

@@ -1,0 +1,227 @@
+"""Memory for large parcels that is used again: new memory takes the system several times as long as filling it.
+
+Whoever gets a parcel maps its memory, for as long as it likes; until then nobody may write there again. So it is given
+a file description of its own, with a lock. The kernel gives the lock up with the last that stands on that description:
+a descriptor, a mapping, a message under way, in whichever process, and however that ends. Nobody has to say that it is
+done, and a process that is killed keeps nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+import weakref
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import asyncio
+
+__all__ = ["LASTING", "Arena", "Block", "write"]
+
+MOST_KEPT = 256 * 1024 * 1024
+"""Bytes of memory that an arena keeps, if it is not used at present."""
+
+MOST_BLOCKS = 16
+"""The same in blocks: each has a descriptor."""
+
+LASTING = 1.0
+"""Seconds for which memory is kept that is not used."""
+
+NOTHING: memoryview = memoryview(b"")
+
+SHARED: int = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
+"""Mapped for all to see, and on Linux all at once: page by page it takes several times as long."""
+
+
+class Block:
+    """Memory without a name, so nothing is left of it.
+
+    Args:
+        size: the most that is to be written to it, in bytes.
+
+    Attributes:
+        size: the same.
+        written: how much has been; the rest takes no memory.
+    """
+
+    __slots__ = ("_content", "_descriptor", "_mapping", "size", "written")
+
+    def __init__(self, size: int) -> None:
+        self.size: int = size
+        self.written: int = 0
+        self._mapping: mmap.mmap | None = None
+        self._content: memoryview = NOTHING
+        self._descriptor: int = -1
+        self._descriptor = os.memfd_create("aiopool")
+
+    def fill(self, pieces: Sequence[bytes | memoryview]) -> None:
+        """Write these, one behind the other. What has been written to before is mapped, and that is fastest."""
+        size = sum(map(len, pieces))
+        if size > self.written:
+            write(self._descriptor, pieces)
+            self.written = size
+            return
+        if len(self._content) < size:
+            self._map()
+        content, start = self._content, 0
+        for piece in pieces:
+            content[start : start + len(piece)] = piece
+            start += len(piece)
+
+    def _map(self) -> None:
+        self._unmap()
+        self._mapping = mmap.mmap(self._descriptor, self.written, SHARED)
+        self._content = memoryview(self._mapping)
+
+    def _unmap(self) -> None:
+        if self._mapping is not None:
+            self._content.release()
+            self._mapping.close()
+            self._content, self._mapping = NOTHING, None
+
+    def lend(self) -> int:
+        """Return a descriptor for somebody else; as long as anything stands on what it describes, this is not free."""
+        descriptor = os.open(f"/proc/self/fd/{self._descriptor}", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    @property
+    def free(self) -> bool:
+        """Whether nobody has it any more."""
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+        return True
+
+    def __del__(self) -> None:
+        self._unmap()
+        if self._descriptor != -1:  # else it could not be made
+            os.close(self._descriptor)
+
+
+class Arena:
+    """The blocks of one owner. Any thread may use it, and destructors may.
+
+    Attributes:
+        uses: how many blocks have been taken.
+    """
+
+    def __init__(self) -> None:
+        self.uses: int = 0
+        self._kept: list[Block] = []  # which it has not lent; others may still have them
+        self._works: bool | None = None
+        self._most = MOST_BLOCKS
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._attended = False
+        _arenas.add(self)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether there is memory that nobody uses."""
+        return bool(self._kept)
+
+    @property
+    def works(self) -> bool:
+        """Whether blocks can be had here at all."""
+        if self._works is None:
+            self._works = _locks_last()
+        return self._works
+
+    def take(self, size: int) -> Block:
+        """Return a free block for so many bytes; raise OSError if there is no more memory, or no descriptor left."""
+        self.uses += 1
+        size = 1 << (size - 1).bit_length()  # those that are nearly as large can have the same
+        for block in [each for each in self._kept if each.size == size]:
+            with contextlib.suppress(ValueError):  # another thread has taken it
+                self._kept.remove(block)
+                if block.free:
+                    return block
+                self._kept.append(block)
+        return Block(size)
+
+    def put(self, block: Block) -> None:
+        """Take back what was lent. It may be some time yet until others have done so with theirs."""
+        kept = self._kept
+        kept.append(block)
+        while len(kept) > self._most or sum(each.written for each in kept) > MOST_KEPT:
+            del kept[0]
+        if kept and self._loop is not None:
+            self._have_looked_at(self._loop)
+
+    def attend(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Have memory that has not been used for `LASTING` seconds given back by this loop."""
+        self._loop = loop
+        if self._kept:
+            self._have_looked_at(loop)
+
+    def _have_looked_at(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._attended:
+            return
+        self._attended = True
+        try:
+            loop.call_soon_threadsafe(loop.call_later, LASTING, self._look, loop, self.uses)
+        except RuntimeError:  # it is closed
+            self.clear()
+
+    def _look(self, loop: asyncio.AbstractEventLoop, uses: int) -> None:
+        self._attended = False
+        if uses == self.uses:
+            self.clear()
+        elif self._kept:
+            self._have_looked_at(loop)
+
+    def clear(self) -> None:
+        """Give back what is not used."""
+        self._kept.clear()
+
+    def close(self) -> None:
+        """Give back what is not used, and from now on everything at once."""
+        self._most = 0
+        self.clear()
+
+
+_arenas: weakref.WeakSet[Arena] = weakref.WeakSet()
+
+
+def _close_in_child() -> None:
+    for arena in list(_arenas):
+        arena.close()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
+
+
+def _locks_last() -> bool:
+    """Try whether a mapping keeps a lock that others see. No standard says so, and a sandbox may have its own ways."""
+    try:
+        block = Block(1)
+        block.fill([b"."])
+        descriptor = block.lend()
+        try:
+            mapping = mmap.mmap(descriptor, 1)
+        finally:
+            os.close(descriptor)
+        with mapping:
+            held = not block.free
+        given_up = block.free
+    except (OSError, AttributeError):
+        return False
+    return held and given_up
+
+
+def write(descriptor: int, pieces: Sequence[bytes | memoryview]) -> None:
+    """Write these into a memory, one behind the other."""
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    for piece in pieces:
+        rest = memoryview(piece)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]

@@ -1,0 +1,389 @@
+"""Memory that is used again, when nobody has it any more."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import mmap
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import jobs
+from aiopool import AioPool, arena, parcels
+from aiopool.arena import Arena, Block
+from aiopool.parcels import Parcel
+from aiopool.worker.inbox import Inbox
+
+SIZE = parcels.MAPPED
+
+
+def parcel_in(memory: Arena, content: bytes = b"x" * SIZE) -> Parcel:
+    """Return a parcel that has memory."""
+    parcel = Parcel([[content]], memory)
+    assert parcel.descriptor is not None
+    return parcel
+
+
+def memory_of(parcel: Parcel) -> int:
+    """Return what tells a memory from another, as long as it is there."""
+    assert parcel.descriptor is not None
+    return os.fstat(parcel.descriptor).st_ino
+
+
+def is_used_again(memory: Arena, before: int) -> bool:
+    """Whether the next parcel has this memory."""
+    parcel = parcel_in(memory)
+    with contextlib.closing(parcel):
+        return memory_of(parcel) == before
+
+
+def test_memory_is_used_again_with_its_new_content() -> None:
+    """However much of it was there before: less, more, and as much again."""
+    memory, memories = Arena(), set[int]()
+    for size in (2 * SIZE - 64, SIZE + 64, 2 * SIZE, 2 * SIZE - 1, 2 * SIZE):
+        for letter in (b"a", b"b", b"c"):
+            parcel = parcel_in(memory, letter * size)
+            memories.add(memory_of(parcel))
+            assert [bytes(part) for part in parcel.parts()] == [letter * size]
+            parcel.close()
+    assert len(memories) == 1
+    memory.close()
+
+
+def test_what_is_closed_is_taken_for_the_next() -> None:
+    """It need not be given back to the system, and taken anew."""
+    memory = Arena()
+    parcel = parcel_in(memory)
+    before = memory_of(parcel)
+    assert not memory.keeps
+    parcel.close()
+    assert memory.keeps
+    assert is_used_again(memory, before)
+    with contextlib.closing(parcel_in(memory, b"x" * (SIZE + 64))) as larger:
+        assert memory_of(larger) != before  # or small ones would take those that large ones need
+    memory.close()
+
+
+def keep_descriptor(parcel: Parcel) -> Callable[[], object]:
+    """Have another descriptor of it."""
+    descriptor = os.dup(parcel.descriptor or 0)
+    return lambda: os.close(descriptor)
+
+
+def keep_mapping(parcel: Parcel) -> Callable[[], object]:
+    """Have a mapping."""
+    mapping = mmap.mmap(parcel.descriptor or 0, 1, access=mmap.ACCESS_COPY)
+    return mapping.close
+
+
+def keep_message(parcel: Parcel) -> Callable[[], object]:
+    """Have it sent to somebody who has not received it."""
+    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    socket.send_fds(ends[0], [b"."], [parcel.descriptor or 0])
+
+    def close() -> None:
+        for end in ends:
+            end.close()
+
+    return close
+
+
+def keep_in_process(parcel: Parcel) -> Callable[[], object]:
+    """Have it mapped by another process, without any descriptor; that one is killed."""
+    mapping = mmap.mmap(parcel.descriptor or 0, 1, access=mmap.ACCESS_COPY)
+    if not (pid := os.fork()):
+        os.closerange(3, 1000)
+        signal.pause()
+        os._exit(1)
+    mapping.close()
+
+    def kill() -> None:
+        pidfd = os.pidfd_open(pid)
+        os.kill(pid, signal.SIGKILL)
+        select.select([pidfd], [], [])
+        os.close(pidfd)
+        os.waitpid(pid, 0)
+
+    return kill
+
+
+@pytest.mark.parametrize("keep", [keep_descriptor, keep_mapping, keep_message, keep_in_process])
+def test_it_is_not_used_again_as_long_as_somebody_has_it(keep: Callable[[Parcel], Callable[[], object]]) -> None:
+    """Whatever he has of it; and however that ends, it is."""
+    memory = Arena()
+    parcel = parcel_in(memory)
+    before, give_up = memory_of(parcel), keep(parcel)
+    parcel.close()
+    other = parcel_in(memory)
+    assert memory_of(other) != before
+    give_up()
+    other.close()
+    one, two = parcel_in(memory), parcel_in(memory)
+    assert before in (memory_of(one), memory_of(two))
+    one.close()
+    two.close()
+    memory.close()
+
+
+def test_no_more_than_so_much_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was used last is."""
+    memory = Arena()
+    monkeypatch.setattr(arena, "MOST_KEPT", 2 * SIZE)
+    few = [parcel_in(memory) for _ in range(3)]
+    for parcel in few:
+        parcel.close()
+    assert sum(block.written for block in memory._kept) == 2 * SIZE
+    monkeypatch.setattr(arena, "MOST_KEPT", 1000 * SIZE)
+    many = [parcel_in(memory) for _ in range(arena.MOST_BLOCKS + 2)]
+    for parcel in many:
+        parcel.close()
+    assert len(memory._kept) == arena.MOST_BLOCKS
+    memory.close()
+
+
+def test_small_parcels_have_memory_of_their_own() -> None:
+    """It is copied by who gets it, and gone."""
+    memory = Arena()
+    with contextlib.closing(parcel_in(memory, b"x" * (SIZE - 64))):
+        assert not memory.uses
+    assert not memory.keeps
+
+
+def test_a_closed_arena_keeps_nothing() -> None:
+    """Parcels that it has lent memory to may be there for longer."""
+    memory = Arena()
+    early, late = parcel_in(memory), parcel_in(memory)
+    early.close()
+    memory.close()
+    assert not memory.keeps
+    late.close()
+    assert not memory.keeps
+
+
+def test_a_forked_child_keeps_nothing() -> None:
+    """And leaves the parent's memory alone."""
+    memory = Arena()
+    parcel, kept = parcel_in(memory), parcel_in(memory)
+    kept.close()
+    if not (pid := os.fork()):
+        os._exit(memory.keeps or parcel.descriptor is not None)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert memory.keeps
+    assert [bytes(part) for part in parcel.parts()] == [b"x" * SIZE]
+    parcel.close()
+    memory.close()
+
+
+def no_locks(_descriptor: int, _operation: int) -> None:
+    """Give a lock to everybody."""
+
+
+def locks_of_processes(descriptor: int, operation: int) -> None:
+    """Give locks that a process has, as those of POSIX are."""
+    if operation & fcntl.LOCK_SH:
+        return
+    if operation & fcntl.LOCK_EX:
+        raise BlockingIOError(descriptor)
+
+
+def refused(*_args: object) -> int:
+    """Refuse to do anything."""
+    raise PermissionError(*_args)
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "does"),
+    [
+        (fcntl, "flock", no_locks),
+        (fcntl, "flock", locks_of_processes),
+        (fcntl, "flock", refused),
+        (os, "open", refused),
+    ],
+)
+def test_where_locks_are_not_what_they_should_be_memory_is_new(
+    where: Any, name: str, does: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sandbox may have others, or no /proc."""
+    monkeypatch.setattr(where, name, does)
+    memory = Arena()
+    assert not memory.works
+    with contextlib.closing(parcel_in(memory)) as parcel:
+        assert [bytes(part) for part in parcel.parts()] == [b"x" * SIZE]
+    assert not memory.uses
+    assert not memory.keeps
+
+
+def test_where_a_lock_cannot_be_had_any_more_the_parcel_lies_in_a_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no descriptor is left."""
+    memory = Arena()
+    assert memory.works
+    monkeypatch.setattr(fcntl, "flock", refused)
+    parcel = Parcel([[b"x" * SIZE]], memory)
+    assert parcel.descriptor is None
+    assert bytes(parcel.content) == b"x" * SIZE
+
+
+class Clock:
+    """A loop's clock."""
+
+    def __init__(self) -> None:
+        self.due: list[tuple[float, Callable[..., object], tuple[Any, ...]]] = []
+        self.closed = False
+
+    def call_soon_threadsafe(self, function: Callable[..., object], *args: object) -> None:
+        """Call it."""
+        if self.closed:
+            raise RuntimeError("Event loop is closed")
+        function(*args)
+
+    def call_later(self, seconds: float, function: Callable[..., object], *args: object) -> None:
+        """Keep it for `strike`."""
+        self.due.append((seconds, function, args))
+
+    def strike(self) -> None:
+        """Do what is due; there is never more than one thing."""
+        ((seconds, function, args),) = self.due
+        assert seconds == arena.LASTING
+        self.due.clear()
+        function(*args)
+
+
+def test_what_is_not_used_for_a_while_is_given_back() -> None:
+    """And then nobody looks any more."""
+    memory, clock = Arena(), Clock()
+    memory.attend(clock)  # type: ignore[arg-type]
+    assert not clock.due
+    parcel_in(memory).close()
+    parcel_in(memory).close()
+    clock.strike()
+    assert memory.keeps  # the second was later
+    clock.strike()
+    assert not memory.keeps
+    assert not clock.due
+    parcel_in(memory).close()
+    parcel = parcel_in(memory)
+    clock.strike()
+    assert not memory.keeps
+    assert not clock.due
+    parcel.close()
+    clock.strike()
+    assert not memory.keeps
+
+
+def test_what_was_kept_before_there_was_a_loop_is_given_back_by_it() -> None:
+    """A worker gets one late."""
+    memory, clock = Arena(), Clock()
+    parcel_in(memory).close()
+    memory.attend(clock)  # type: ignore[arg-type]
+    clock.strike()
+    assert not memory.keeps
+
+
+def test_when_the_loop_is_closed_nothing_is_kept() -> None:
+    """Nobody would look."""
+    memory, clock = Arena(), Clock()
+    memory.attend(clock)  # type: ignore[arg-type]
+    clock.closed = True
+    parcel_in(memory).close()
+    assert not memory.keeps
+
+
+def test_a_worker_to_which_nothing_comes_for_a_while_gives_it_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits on then, however long."""
+    monkeypatch.setattr("aiopool.worker.inbox.LASTING", 0.0)
+    memory = Arena()
+    parcel_in(memory).close()
+    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+    class Poll:
+        """Says how it was asked; at the second time there is something."""
+
+        def __init__(self) -> None:
+            self.asked: list[tuple[object, bool]] = []
+
+        def poll(self, *patience: float) -> list[int]:
+            self.asked.append((patience, memory.keeps))
+            return [] if patience else [1]
+
+    with one, other:
+        inbox = Inbox(one, memory)
+        poll = inbox._poll = Poll()  # type: ignore[assignment]
+        inbox._wait()
+        inbox._wait()
+    assert poll.asked == [((0.0,), True), ((), False), ((), False)]
+
+
+@pytest.mark.both_loops
+async def test_what_a_caller_keeps_stays_as_it_was() -> None:
+    """Results that come later have other memory."""
+    async with AioPool(1) as pool:
+        kept = [await pool.apply(jobs.filled, (number, SIZE)) for number in range(5)]
+        assert [bytes(block.data) for block in kept] == [bytes([number]) * SIZE for number in range(5)]
+        for number in range(5, 20):
+            block = await pool.apply(jobs.filled, (number, SIZE))
+            assert bytes(block.data) == bytes([number]) * SIZE
+            block.data[:] = b"!" * SIZE  # is the caller's own
+        assert [bytes(block.data) for block in kept] == [bytes([number]) * SIZE for number in range(5)]
+
+
+@pytest.mark.parametrize("job", [jobs.keep_blocks, jobs.keep_blocks_async])
+async def test_what_a_job_keeps_stays_as_it_was(job: Callable[..., Any]) -> None:
+    """Arguments of later calls have other memory, and what a job writes to its own is nobody else's."""
+    async with AioPool(1) as pool:
+        for number in range(10):
+            block = jobs.Block(bytearray(bytes([number]) * SIZE))
+            await pool.apply(job, (block,), {"keep": number % 2 == 0})
+            assert bytes(block.data) == bytes([number]) * SIZE
+        assert await pool.apply(jobs.kept_blocks) == [(number, number) for number in range(0, 10, 2)]
+
+
+async def test_a_call_that_is_tried_again_finds_its_argument_as_it_was(tmp_path: Path) -> None:
+    """Though others have been sent meanwhile, and the worker had written to it."""
+    block = jobs.Block(bytearray(b"x" * SIZE))
+    async with AioPool(2) as pool:
+        result = pool.options(retries=1).apply_async(
+            jobs.overwrite_and_die_unless_tried, (str(tmp_path / "tries"), block)
+        )
+        others = [pool.apply(jobs.content, (jobs.Block(bytearray(b"y" * SIZE)),)) for _ in range(8)]
+        assert set(await asyncio.gather(*others)) == {b"y" * SIZE}
+        assert await result == b"x" * SIZE
+
+
+async def test_a_worker_whose_memory_is_limited_keeps_none() -> None:
+    """It would count as the worker's own."""
+    async with AioPool(1, max_memory_per_child=10**12) as pool:
+        assert not await pool.apply(jobs.has_arena)
+    async with AioPool(1) as pool:
+        assert await pool.apply(jobs.has_arena)
+
+
+async def test_pools_give_memory_back_at_their_end() -> None:
+    """Not a second later."""
+    async with AioPool(1) as pool:
+        memory = pool._backend.arena
+        assert memory is not None
+        await pool.apply(jobs.content, (jobs.Block(bytearray(b"x" * SIZE)),))
+        assert memory.keeps
+    assert not memory.keeps
+
+
+def test_nothing_is_tried_before_there_is_something_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most pools never have that."""
+    monkeypatch.setattr(arena, "_locks_last", lambda: time.sleep(-1))
+    Parcel([[b"x" * 100]], Arena()).close()
+
+
+def test_a_block_that_could_not_be_made_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its end raises nothing, either."""
+    monkeypatch.setattr(os, "memfd_create", refused)
+    with pytest.raises(PermissionError):
+        Block(1)
