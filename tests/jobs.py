@@ -306,6 +306,14 @@ def spin() -> NoReturn:
         os.getpid()
 
 
+def log_and_name_process() -> str:
+    import logging
+    import multiprocessing
+
+    logging.getLogger("worker").warning("with its process's name")
+    return multiprocessing.current_process().name
+
+
 def variable(name: str) -> str | None:
     return os.environ.get(name)
 
@@ -393,6 +401,16 @@ class ReducesToExit(Exception):
 
     def __reduce__(self) -> Any:
         raise SystemExit(3)
+
+
+class PicklesNever:
+    """Raises when it is pickled."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __reduce__(self) -> NoReturn:
+        raise self.error
 
 
 class UnpicklesNever:

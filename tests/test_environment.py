@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import os
 import subprocess
 import sys
 import textwrap
@@ -51,6 +52,22 @@ async def test_what_was_asked_for_counts_more_than_what_is_set(
         assert await pool.apply(jobs.variable, ("OMP_NUM_THREADS",)) == "5"
     async with AioPool(1, context=start_method, thread_limit=3) as pool:
         assert await limits(pool) == {"3"}
+
+
+async def test_it_is_what_is_set_when_the_pool_is_started(start_method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program may set it between that and the pool's making."""
+    pool = AioPool(1, context=start_method)
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    async with pool:
+        assert await pool.apply(jobs.variable, ("OMP_NUM_THREADS",)) == "5"
+
+
+async def test_the_parent_is_told_nothing(start_method: str) -> None:
+    """By the name of a worker's process, which each log record has."""
+    async with AioPool(1, context=start_method, thread_limit=3) as pool:
+        assert (await pool.apply(jobs.log_and_name_process)).startswith("AioPoolWorker-")
+        assert await limits(pool) == {"3"}
+    assert os.environ.keys().isdisjoint(READ_BY_LIBRARIES)
 
 
 async def test_an_import_of_the_users_own_is_no_hindrance(start_method: str, monkeypatch: pytest.MonkeyPatch) -> None:

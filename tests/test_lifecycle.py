@@ -7,6 +7,8 @@ import functools
 import gc
 import multiprocessing
 import os
+import re
+import signal
 import threading
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -88,6 +90,14 @@ async def test_an_initializer_that_cannot_be_pickled_raises_from_the_start() -> 
     with pytest.raises(InitializerError, match="the initializer could not be pickled") as caught:
         await AioPool(2, lambda: None, context="forkserver").start()
     assert caught.value.__cause__ is not None
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])
+async def test_an_initializer_whose_pickling_would_end_a_thread_raises_from_the_start(error: BaseException) -> None:
+    """It ends that of the start, where nobody would hear of it."""
+    with pytest.raises(InitializerError, match=re.escape(f"could not be started: {error!r}")) as caught:
+        await AioPool(1, jobs.same, (jobs.PicklesNever(error),), context="forkserver").start()
+    assert caught.value.__cause__ is error
 
 
 async def test_an_initializer_that_does_not_unpickle_raises_from_the_start() -> None:
@@ -448,29 +458,35 @@ def test_two_loops_in_a_row_and_two_in_threads_work() -> None:
 
 
 def test_a_pool_in_a_forked_child_says_that_it_is_not_there() -> None:
-    """Its workers belong to the parent, and live on, also when a block is given up there."""
+    """Its workers belong to the parent, and live on, also when a block is given up there, or an executor shut down."""
 
     async def main() -> None:
         async with AioPool(1) as pool:
             worker = await pool.apply(os.getpid)
+            executor = pool.as_executor()
+            running = executor.submit(os.getpid)
             read, write = os.pipe()
-            child = os.fork()
-            if child == 0:
+            executor._turn.acquire()  # as another thread may have it
+            if not (child := os.fork()):
                 try:
+                    signal.alarm(10)
                     pool.abandon()
-                    for verb in (lambda: pool.submit(jobs.square, 1), pool.close, pool.terminate):
+                    executor.shutdown()
+                    submit = functools.partial(executor.submit, jobs.square, 1)
+                    for verb in (lambda: pool.submit(jobs.square, 1), submit, pool.close, pool.terminate):
                         try:
                             verb()
                         except WrongLoop as error:
                             os.write(write, str(error).encode())
                 finally:
                     os._exit(0)
-            os.waitpid(child, 0)
+            executor._turn.release()
+            assert os.waitpid(child, 0)[1] == 0
             os.close(write)
             told = os.read(read, 2000)
-            assert told.count(b"forked from it") == told.count(b"make a pool in that process, after the fork") == 3
+            assert told.count(b"forked from it") == told.count(b"make a pool in that process, after the fork") == 4
             os.close(read)
-            assert await pool.apply(os.getpid) == worker
+            assert await pool.apply(os.getpid) == await asyncio.wrap_future(running) == worker
 
     asyncio.run(main())
 

@@ -17,8 +17,9 @@ import pytest
 
 import jobs
 from aiopool import AioPool, InitializerError, WorkerDied, wire
+from aiopool.backends.group import PIDFD_SIGNAL_PROCESS_GROUP
 from aiopool.backends.handles import End, Observer, Setup
-from aiopool.backends.process import PIDFD_SIGNAL_PROCESS_GROUP, WorkerProcess
+from aiopool.backends.process import WorkerProcess
 from aiopool.hooks import CallEnded
 from aiopool.pickling import PLAIN
 from aiopool.worker import main as worker_main
@@ -375,11 +376,13 @@ def test_a_start_that_returns_when_its_loop_is_closed_leaves_nothing(
     go.set()
     worker._starter_done.wait()
     if abandoned == "afterwards":
-        assert worker._pidfd is not None  # by which it is killed
+        assert worker._group is not None
+        assert worker._group._pidfd is not None  # by which it is killed
         worker.abandon()
     assert worker.pid is not None
     assert is_gone(worker.pid)
-    assert worker._pidfd is None
+    assert worker._group is not None
+    assert worker._group._pidfd is None
 
 
 async def test_a_process_that_nobody_wants_any_more_is_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -437,6 +440,6 @@ async def test_a_pool_that_ends_as_a_dead_workers_last_answer_is_read_has_ended(
     os.kill(worker.pid or 0, signal.SIGKILL)
     os.waitid(os.P_PID, worker.pid or 0, os.WEXITED | os.WNOWAIT)
     pid = worker.pid
-    worker._died()
+    worker._died(worker._group)
     assert hook.pool is None
     assert await result == pid

@@ -309,7 +309,7 @@ class Caller(Mapper):
         """
         begin = partial(self._begin_in_turn, limits=self._limits)
         begin_chunk = partial(self._begin_chunk_in_turn, limits=self._limits)
-        executor = PoolExecutor(self._engine.backend, begin, begin_chunk)
+        executor = PoolExecutor(self._engine.backend, self._engine.guard, begin, begin_chunk)
         self._engine.executors.add(executor)
         return executor
 

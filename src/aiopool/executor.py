@@ -14,6 +14,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 from .arguments import check_callable, patience, size
 from .backends.base import Backend, in_loop
 from .exceptions import PoolTerminated
+from .lifecycle import Guard
 from .results import AsyncResult
 
 __all__ = ["PoolExecutor"]
@@ -67,13 +68,15 @@ class PoolExecutor(concurrent.futures.ThreadPoolExecutor):
 
     Args:
         backend: the pool's.
+        guard: knows in which process it may be used.
         begin: begins a call there.
         begin_chunk: begins one for a chunk of a map.
     """
 
-    def __init__(self, backend: Backend, begin: Begin, begin_chunk: BeginChunk) -> None:
+    def __init__(self, backend: Backend, guard: Guard, begin: Begin, begin_chunk: BeginChunk) -> None:
         super().__init__(max_workers=backend.seats)
         self._backend = backend
+        self._guard = guard
         self._begin = begin
         self._begin_chunk = begin_chunk
         self._turn = threading.Lock()  # between submit and shutdown
@@ -87,11 +90,13 @@ class PoolExecutor(concurrent.futures.ThreadPoolExecutor):
             PoolNotRunning: the pool has never been started.
             RuntimeError: the executor was shut down, or the pool's loop is closed.
             TypeError: ``fn`` cannot be called.
+            WrongLoop: the pool belongs to another process.
         """
         check_callable("fn", fn)
         return self._submit(lambda: self._begin(fn, args, kwargs))
 
     def _submit(self, begin: Callable[[], Begun[T]]) -> concurrent.futures.Future[T]:
+        self._guard.check_process()  # before the turn, which may have been another thread's at the fork
         with self._turn:
             if self._over:
                 raise RuntimeError("cannot schedule new futures after shutdown")
@@ -143,6 +148,8 @@ class PoolExecutor(concurrent.futures.ThreadPoolExecutor):
         Raises:
             RuntimeError: it would wait for calls in the pool's own loop, which brings them to their end.
         """
+        if self._guard.forked:  # the calls are the pool's process's, and so are those who wait for them
+            return
         with self._turn:
             self._over = True
             futures = list(self._calls)
@@ -162,6 +169,8 @@ class PoolExecutor(concurrent.futures.ThreadPoolExecutor):
 
     def end_left(self) -> None:
         """End the calls that a closed loop has left: nobody else ever would, and threads may wait for them."""
+        if self._guard.forked:
+            return
         with self._turn:
             futures = list(self._calls)
         if not futures or (loop := self._loop) is None or not loop.is_closed():

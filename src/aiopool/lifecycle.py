@@ -45,6 +45,16 @@ class Guard:
         self.owner: int = os.getpid()
         self._backend = backend
 
+    @property
+    def forked(self) -> bool:
+        """Whether this process was forked from the pool's own."""
+        return os.getpid() != self.owner
+
+    def check_process(self) -> None:
+        """Refuse a process that was forked from the pool's own."""
+        if self.forked:
+            self._refuse_loop()
+
     def check_usable(self) -> None:
         """Raise what is to be raised if no call can be made now, or here."""
         if self._backend.phase is not PoolPhase.RUNNING:
@@ -57,12 +67,12 @@ class Guard:
         if self._backend.phase in (PoolPhase.NEW, PoolPhase.CLOSED):
             return
         loop = self._backend.loop
-        if os.getpid() != self.owner or (loop.is_running() and not in_loop(loop)):
+        if self.forked or (loop.is_running() and not in_loop(loop)):
             self._refuse_loop()
 
     def _refuse_loop(self) -> NoReturn:
         pool = f"<AioPool {self._backend.describe()}>"
-        if os.getpid() != self.owner:
+        if self.forked:
             raise WrongLoop(
                 f"{pool} belongs to process {self.owner}; process {os.getpid()}, forked from it, has none: "
                 "make a pool in that process, after the fork"
@@ -201,7 +211,7 @@ class Lifecycle:
 
     def abandon(self) -> None:
         """End the workers at once, without a loop: for where nothing can be awaited. In a forked child, do nothing."""
-        if os.getpid() != self._guard.owner:
+        if self._guard.forked:
             return
         self._backend.abandon()
         self._forget()

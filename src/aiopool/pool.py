@@ -103,9 +103,9 @@ class AioPool(Lifecycle, Caller):
         pickler: a module, or an object, whose ``dumps`` and ``loads`` take the place of those of `pickle` for
             functions, arguments, results and the initializer; cloudpickle, for instance. Exceptions travel as ever.
         thread_limit: how many threads each of the numerical libraries (OpenMP, OpenBLAS, MKL, BLIS, Accelerate, Numba,
-            NumExpr) may use in a worker. None divides the CPUs by the number of processes when the worker is started,
-            but for what the environment says already. What a fork brings along, and what the fork server has imported,
-            keeps the limit that it has.
+            NumExpr) may use in a worker. None divides the CPUs by the number of processes when the pool is started or
+            resized, but for what the environment says already. What a fork brings along, and what the fork server has
+            imported, keeps the limit that it has.
         hooks: objects with a method ``on_event`` that is called with each of the pool's events; see `aiopool.Hook`.
         backend: what runs the calls: ``"local"``, workers on this machine; ``"inline"`` or an `aiopool.Inline`, this
             process, for tests, breakpoints and mocks; an `aiopool.backends.dask.DaskBackend`, a cluster of Dask.

@@ -49,7 +49,10 @@ class End(NamedTuple):
 class Handle(Protocol):
     """What a backend has of a worker. `WorkerProcess` says what its methods mean."""
 
-    pid: int | None
+    @property
+    def pid(self) -> int | None:
+        """The process's id, if there is one."""
+        ...
 
     @property
     def seat(self) -> int:

@@ -148,6 +148,7 @@ class LocalBackend:
         """Return when every seat has a worker that is ready; raise `InitializerError` when one fails."""
         self.loop = self.remains.loop = asyncio.get_running_loop()
         self.arena.attend(self.loop)
+        self._setup = self._setup_for(self.seats)  # of which the environment is a part, as it is now
         self._started, self._closed = self.loop.create_future(), self.loop.create_future()
         self._perform(self._dispatcher.start(self.loop.time()))
         await asyncio.wait([self._started])

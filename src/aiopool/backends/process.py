@@ -29,12 +29,10 @@ from ..worker.environment import NameWithVariables
 from .base import in_loop
 from .channel import Channel
 from .dump import DumpReader
+from .group import Group
 from .handles import End, Observer, Setup
 
 __all__ = ["WorkerProcess", "failed_start"]
-
-PIDFD_SIGNAL_PROCESS_GROUP = 4
-"""A flag of pidfd_send_signal(2), from Linux 6.9 on: the whole group, also when its leader is reaped."""
 
 MESSAGES = socket.SOCK_SEQPACKET if sys.platform != "darwin" else socket.SOCK_DGRAM
 """A kind of socket that keeps messages apart and in order; macOS has only the other one."""
@@ -86,7 +84,6 @@ class WorkerProcess:
     ) -> None:
         self.number = number
         self.seat = seat
-        self.pid: int | None = None
         self._loop = loop
         self._observer = weakref.ref(observer)  # whose calls have all that waits for them, and that may have the pool
         self._start_method = setup.context.get_start_method()
@@ -100,7 +97,7 @@ class WorkerProcess:
         self._patience: asyncio.TimerHandle | None = None
         self._orders: deque[bytes] = deque()  # not written yet
         self._channel: Channel | None = None
-        self._pidfd: int | None = None
+        self._group: Group | None = None  # as soon as it runs
         with contextlib.ExitStack() as opened:  # all of them, or none
             self._own_end, self._workers_end = map(isolation.above_stdio, socket.socketpair(socket.AF_UNIX, MESSAGES))
             opened.push(self._own_end)
@@ -113,6 +110,7 @@ class WorkerProcess:
         self._dump = DumpReader(loop, self._dumps.fileno())
         _ends.update((self._own_end, self._workers_end, self._lifeline, self._control, self._dumps))
         lines = worker_main.Lines(self._workers_end, self._workers_lifeline, self._workers_control, self._workers_dumps)
+        name = f"AioPoolWorker-{number}"
         self._process = setup.context.Process(  # type: ignore[attr-defined]  # every concrete context has one
             target=worker_main.main,
             args=(
@@ -125,8 +123,14 @@ class WorkerProcess:
                 setup.looping,
                 self._inheritance(setup),
             ),
-            name=NameWithVariables(f"AioPoolWorker-{number}", setup.variables),
+            # A forked one has got them already, and would hand them on with its name to whoever unpickles that.
+            name=name if self._start_method == "fork" else NameWithVariables(name, setup.variables),
         )
+
+    @property
+    def pid(self) -> int | None:
+        """The process's; None before there is one."""
+        return None if self._group is None else self._group.pid
 
     def launch(self) -> None:
         """Start the process: in a thread, so that the loop goes on; a fork here, since threads and forks don't mix."""
@@ -167,8 +171,7 @@ class WorkerProcess:
     def interrupt(self, call: int) -> None:
         """Have it raise an exception within this call, if it runs it."""
         self._order(call, 0)
-        with contextlib.suppress(OSError):  # it is gone, or does not listen: then it will be killed
-            self._signal(INTERRUPT)
+        self._signal(INTERRUPT)  # if it does not listen, it will be killed
 
     def grant(self, call: int, more: int) -> None:
         """Let a stream that it runs send so many values more."""
@@ -196,22 +199,20 @@ class WorkerProcess:
     def stack(self) -> asyncio.Future[str]:
         """Return a future of what faulthandler writes of its main thread. That never comes from one that is stopped."""
         dump = self._dump.expect()
-        with contextlib.suppress(OSError):  # it is gone
-            self._signal(DUMP)
+        self._signal(DUMP)
         return dump
 
     def _signal(self, number: int) -> None:
-        if self._pidfd is not None:
-            signal.pidfd_send_signal(self._pidfd, number)
-        elif self._process.exitcode is None and self.pid is not None:
-            os.kill(self.pid, number)
+        if self._group is not None:  # pragma: no branch - nobody knows of it before
+            with contextlib.suppress(OSError):  # it is gone
+                self._group.signal(number)
 
     def kill(self) -> None:
         """Kill it with everything that it started; a process that is still being started is killed right then."""
         with self._lock:
             self._unwanted = True
-            if self.pid is not None:
-                self._kill_group()
+            if self._group is not None:
+                self._group.kill()
                 return
         if in_loop(self._loop):
             self._loop.call_later(START_GRACE, self._forsake)
@@ -250,7 +251,11 @@ class WorkerProcess:
             self._starter_done.set()
 
     def _start_and_attach(self) -> None:
-        failure = self._start(self._prepare)
+        failure: InitializerError | None
+        try:
+            failure = self._start(self._prepare)
+        except BaseException as error:  # noqa: BLE001 - of pickling, such as SystemExit: in a thread, nobody hears of it
+            failure = failed_start(error)
         if failure is None and self._unwanted:
             self._process.join(REAP_GRACE)  # it is killed, and maybe nobody waits for it any more
         try:
@@ -283,11 +288,9 @@ class WorkerProcess:
         # and the interpreter's exit would wait for it before we have had a chance to end it.
         multiprocessing.process._children.discard(self._process)  # type: ignore[attr-defined]  # noqa: SLF001
         with self._lock:
-            self.pid = self._process.pid
-            with contextlib.suppress(OSError, AttributeError):  # gone and reaped already, or a system without pidfds
-                self._pidfd = os.pidfd_open(self._process.pid)
+            self._group = Group(self._process, reaped_here=self._start_method != "forkserver")
             if self._unwanted:
-                self._kill_group()
+                self._group.kill()
         return None
 
     def _attach(self, failure: InitializerError | None) -> None:
@@ -299,7 +302,8 @@ class WorkerProcess:
             self._report(End(cause=None if self._unwanted else failure))
             return
         self._channel = Channel(self._loop, self._own_end, self._received, self._garbled)
-        self._loop.add_reader(self._death(), self._died)
+        assert self._group is not None  # noqa: S101 - for the type checker
+        self._loop.add_reader(self._group.end, self._died, self._group)
 
     def _inheritance(self, setup: Setup) -> worker_main.Inheritance | None:
         if self._start_method != "fork":
@@ -321,22 +325,17 @@ class WorkerProcess:
 
     # Its end.
 
-    def _death(self) -> int:
-        """Return the descriptor that becomes readable when the process ends."""
-        return self._process.sentinel if self._pidfd is None else self._pidfd
-
-    def _died(self) -> None:
+    def _died(self, group: Group) -> None:
         """The process has ended. What it answered before counts; what it started goes with it."""
-        self._loop.remove_reader(self._death())
+        self._loop.remove_reader(group.end)
         if self._channel is not None:  # pragma: no branch - its death is listened for only while it has a channel
             self._channel.receive_rest()
         if self._own_end.fileno() == -1:
             return  # abandoned by whoever was told of that
         if not self._dismissed:
-            self._kill_group()
+            group.kill()
         if self._start_method != "forkserver":
-            if self._pidfd is None:
-                self._process.join()  # the sentinel, which is all there is then, closes a moment before the end
+            group.wait()
             self._reaped()
         elif self._process.exitcode is None:
             # The fork server reaps it, and only then tells the exit code; unless it is stopped, or stuck.
@@ -361,7 +360,8 @@ class WorkerProcess:
             if not self._loop.is_closed():
                 self._loop.remove_reader(self._process.sentinel)
                 self._loop.remove_writer(self._control.fileno())
-                self._loop.remove_reader(self._death())
+                if self._group is not None:  # pragma: no branch - where there is a channel, there is a process
+                    self._loop.remove_reader(self._group.end)
             self._channel = None  # we hold one another, and its buffer need not wait for the garbage collector
         with self._lock:
             self._own_end.close()
@@ -375,29 +375,10 @@ class WorkerProcess:
             self._close_process()
 
     def _close_process(self) -> None:
-        if self._pidfd is not None:
-            os.close(self._pidfd)
-            self._pidfd = None
+        if self._group is not None:
+            self._group.close()
         with contextlib.suppress(ValueError):  # somebody else has reaped it, so multiprocessing thinks that it runs
             self._process.close()
-
-    def _kill_group(self) -> None:
-        """Send SIGKILL to the process and its group, but never to a pid that may be somebody else's by now."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            if self._pidfd is not None:
-                self._kill_by_pidfd(self._pidfd)
-            elif self._process.exitcode is None:
-                _kill_by_pid(self._process.pid)
-
-    def _kill_by_pidfd(self, pidfd: int) -> None:
-        try:
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL, None, PIDFD_SIGNAL_PROCESS_GROUP)
-        except ProcessLookupError:  # not yet the leader of a group
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        except OSError:  # an older kernel: by number, as long as the number is certainly its own
-            reaped_by_us = self._start_method != "forkserver"
-            if reaped_by_us or not isolation.is_readable(pidfd):
-                _kill_by_pid(self._process.pid)
 
 
 def _prepare_thread() -> None:
@@ -406,17 +387,12 @@ def _prepare_thread() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
 
 
-def failed_start(error: Exception) -> InitializerError:
+def failed_start(error: BaseException) -> InitializerError:
     """Return the error of a start that did not get as far as a process."""
-    failure = InitializerError(f"a worker process could not be started: {error}")
+    text = error if isinstance(error, Exception) else repr(error)  # a SystemExit's text is a mere number
+    failure = InitializerError(f"a worker process could not be started: {text}")
     failure.__cause__ = error
     return failure
-
-
-def _kill_by_pid(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)
-    os.kill(pid, signal.SIGKILL)
 
 
 def _descriptors_of(loop: asyncio.AbstractEventLoop) -> list[int]:
