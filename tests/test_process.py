@@ -440,6 +440,6 @@ async def test_a_pool_that_ends_as_a_dead_workers_last_answer_is_read_has_ended(
     os.kill(worker.pid or 0, signal.SIGKILL)
     os.waitid(os.P_PID, worker.pid or 0, os.WEXITED | os.WNOWAIT)
     pid = worker.pid
-    worker._died(worker._group)
+    worker._died()
     assert hook.pool is None
     assert await result == pid

@@ -203,7 +203,7 @@ class WorkerProcess:
         return dump
 
     def _signal(self, number: int) -> None:
-        if self._group is not None:  # pragma: no branch - nobody knows of it before
+        if self._group is not None:
             with contextlib.suppress(OSError):  # it is gone
                 self._group.signal(number)
 
@@ -302,8 +302,7 @@ class WorkerProcess:
             self._report(End(cause=None if self._unwanted else failure))
             return
         self._channel = Channel(self._loop, self._own_end, self._received, self._garbled)
-        assert self._group is not None  # noqa: S101 - for the type checker
-        self._loop.add_reader(self._group.end, self._died, self._group)
+        self._loop.add_reader(self._running().end, self._died)
 
     def _inheritance(self, setup: Setup) -> worker_main.Inheritance | None:
         if self._start_method != "fork":
@@ -325,8 +324,14 @@ class WorkerProcess:
 
     # Its end.
 
-    def _died(self, group: Group) -> None:
+    def _running(self) -> Group:
+        """Return what was started, to whom knows that it was."""
+        assert self._group is not None  # noqa: S101 - for the type checker
+        return self._group
+
+    def _died(self) -> None:
         """The process has ended. What it answered before counts; what it started goes with it."""
+        group = self._running()
         self._loop.remove_reader(group.end)
         if self._channel is not None:  # pragma: no branch - its death is listened for only while it has a channel
             self._channel.receive_rest()
@@ -360,8 +365,7 @@ class WorkerProcess:
             if not self._loop.is_closed():
                 self._loop.remove_reader(self._process.sentinel)
                 self._loop.remove_writer(self._control.fileno())
-                if self._group is not None:  # pragma: no branch - where there is a channel, there is a process
-                    self._loop.remove_reader(self._group.end)
+                self._loop.remove_reader(self._running().end)
             self._channel = None  # we hold one another, and its buffer need not wait for the garbage collector
         with self._lock:
             self._own_end.close()
