@@ -10,8 +10,8 @@ import pytest
 from aiopool import PoolNotRunning, PoolTerminated, wire
 from aiopool.backends.handles import Observer, Setup
 from aiopool.backends.inline import InlineWorker
-from aiopool.backends.local import LocalBackend
-from aiopool.calls import Call, Outcome, Reply
+from aiopool.backends.local import WORTHWHILE, LocalBackend
+from aiopool.calls import Call, Outcome, Pace, Reply
 from aiopool.hooks import Hooks
 from aiopool.phases import PoolPhase
 from aiopool.recycling import IdlePolicy, RecyclePolicy
@@ -24,10 +24,12 @@ class Workers:
     """Makes workers that answer nothing by themselves.
 
     Attributes:
+        kind: of them.
         refuses: whether none can be made any more.
     """
 
     def __init__(self) -> None:
+        self.kind: type[Silent] = Silent
         self.refuses = False
 
     def make(
@@ -36,7 +38,7 @@ class Workers:
         """Make one."""
         if self.refuses:
             raise OSError("Too many open files")
-        return Silent(number, seat, loop, setup, observer)
+        return self.kind(number, seat, loop, setup, observer)
 
 
 class Silent(InlineWorker):
@@ -164,3 +166,96 @@ async def test_a_worker_that_could_not_be_made_need_not_be_killed() -> None:
     assert [type(command).__name__ for command in backend._commands] == ["Kill"]
     await backend.join()
     assert troubles == []
+
+
+class Answering(Silent):
+    """Answers what it was sent when it is listened to."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.unanswered: list[int] = []
+        self.listened_to = 0
+
+    def send(self, _packets: Any, call: int = 0) -> None:
+        """Take a message."""
+        self.unanswered.append(call)
+
+    def listen(self) -> None:
+        """Answer."""
+        self.listened_to += 1
+        calls, self.unanswered = self.unanswered, []
+        if calls and (observer := self._observer()) is not None:
+            observer.received(self.number, [wire.Frame(wire.Kind.RESULT, 0, call, b"") for call in calls])
+
+
+async def with_answering_worker(
+    monkeypatch: pytest.MonkeyPatch, listen: float = -1.0
+) -> tuple[LocalBackend, Answering]:
+    """Return a backend that runs, and its worker, which is listened to after so many seconds."""
+    monkeypatch.setattr("aiopool.backends.local.LISTEN", listen)
+    workers = Workers()
+    workers.kind = Answering
+    backend = backend_with(workers)
+    await backend.start()
+    [worker] = backend._processes.values()
+    assert isinstance(worker, Answering)
+    return backend, worker
+
+
+async def ended(backend: LocalBackend) -> None:
+    """End it."""
+    backend.terminate()
+    await backend.join()
+
+
+async def test_a_worker_gets_what_waits_while_calls_are_made_and_the_loop_has_no_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else it would have nothing to do until all of them are made."""
+    backend, worker = await with_answering_worker(monkeypatch)
+    outcomes: list[int] = []
+    for number in range(5):
+        backend.submit(Call("f", b"", lambda _outcome, number=number: outcomes.append(number)))  # type: ignore[misc]
+    assert outcomes == [0, 1, 2]
+    assert len(worker.unanswered) == 1
+    await ended(backend)
+
+
+async def test_nobody_is_listened_to_for_short_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To make them takes longer than to run them: what then counts is to make them in a row."""
+    backend, worker = await with_answering_worker(monkeypatch)
+    pace = Pace()
+    pace.learn(WORTHWHILE)
+    for _ in range(5):
+        backend.submit(Call("f", b"", lambda _outcome: None, pace=pace))
+    assert not worker.listened_to
+    await ended(backend)
+
+
+async def test_nobody_is_listened_to_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time takes a while, for each worker."""
+    backend, worker = await with_answering_worker(monkeypatch, 1000.0)
+    backend.submit(Call("f", b"", lambda _outcome: None))
+    worker.listen()
+    assert backend._listened > 0
+    for _ in range(5):
+        backend.submit(Call("f", b"", lambda _outcome: None))
+    assert worker.listened_to == 1
+    await ended(backend)
+
+
+async def test_nobody_is_listened_to_while_messages_are_dealt_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that come later would be dealt with before the rest of them."""
+    backend, worker = await with_answering_worker(monkeypatch)
+
+    def submit_more(_outcome: Outcome) -> None:
+        before = worker.listened_to
+        for _ in range(3):
+            backend.submit(Call("f", b"", lambda _outcome: None))
+        assert worker.listened_to == before
+
+    backend.submit(Call("f", b"", submit_more))
+    worker.listen()
+    backend.submit(Call("f", b"", lambda _outcome: None))
+    assert worker.listened_to == 2
+    await ended(backend)

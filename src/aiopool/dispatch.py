@@ -57,6 +57,11 @@ class Dispatcher(Decisions):
         return len(self._backlog)
 
     @property
+    def next_takes(self) -> float:
+        """How many seconds the next waiting call will take, as far as has been seen; 0 if none waits."""
+        return self._backlog.first().pace.seconds if self._backlog else 0.0
+
+    @property
     def workers(self) -> dict[int, Worker]:
         """All workers that are not gone, by their ids."""
         return self._crew.workers

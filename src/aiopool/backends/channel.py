@@ -50,7 +50,7 @@ class Channel:
         self._unsent: deque[wire.Packet] = deque()  # packets that the kernel has not taken yet
         self._last = 0  # the call that was sent last
         sock.setblocking(False)
-        loop.add_reader(self._fd, self._receive)
+        loop.add_reader(self._fd, self.receive)
 
     def send(self, packets: Sequence[wire.Packet], call: int = 0) -> None:
         """Send a message about a call. To a worker that is gone nothing is sent: its death is reported elsewhere."""
@@ -72,7 +72,7 @@ class Channel:
 
     def receive_rest(self) -> None:
         """Report what has arrived already, when nothing more will come."""
-        while self._receive():
+        while self.receive():
             pass
 
     def close(self) -> None:
@@ -99,8 +99,8 @@ class Channel:
         except OSError:
             pass  # nobody can read it any more; that is for the worker's death to report
 
-    def _receive(self) -> bool:
-        """Receive what there is; return whether there may be more."""
+    def receive(self) -> bool:
+        """Report what there is; return whether there may be more."""
         frames: list[wire.Frame] = []
         garbled = more = False
         decoder, sock = self._decoder, self._sock

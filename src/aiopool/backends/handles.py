@@ -65,6 +65,9 @@ class Handle(Protocol):
     def send(self, packets: Sequence[wire.Packet], call: int = 0, /) -> None:
         """Send a message about a call, or about none."""
 
+    def listen(self) -> None:
+        """Report what it has sent."""
+
     def take_back(self) -> list[wire.Packet]:
         """Return what it has not read."""
         ...

@@ -166,6 +166,9 @@ class InlineWorker:
         if not self._over and (observer := self._observer()) is not None:
             observer.received(self.number, wire.frames_of(packets))
 
+    def listen(self) -> None:
+        """Report nothing: what it does, it does in the loop."""
+
     def take_back(self) -> list[wire.Packet]:
         """Return the packets of calls that have not begun, and never will here."""
         packets = list(itertools.chain.from_iterable(self._calls))

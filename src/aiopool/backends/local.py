@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections import deque
 from collections.abc import Callable
+from time import monotonic
 
 from .. import log_records, wire
 from ..arena import Arena
@@ -40,6 +42,12 @@ RESERVE = 8
 What is ahead may be answered all at once, and the loop, which then deals with all of it in one turn, has other things
 to do. That matters most where few call: then nobody has flooded the pool.
 """
+
+LISTEN = 0.0005
+"""Seconds, for each seat, after which workers are listened to while calls are made and the loop has no turn."""
+
+WORTHWHILE = 0.00005
+"""Seconds that calls take, for which that is worth it: with shorter ones, it is this process that others wait for."""
 
 CALL, TIMED = int(wire.Kind.CALL), int(wire.Kind.TIMED)
 """What each call needs; a member of an enumeration takes longer to look up and to compare."""
@@ -108,6 +116,8 @@ class LocalBackend:
         self._tally = Tally()
         self._commands: deque[Command] = deque()
         self._performing = False
+        self._listened = 0.0  # the last time; infinite while messages are dealt with, which must keep their order
+        self._listen_every = LISTEN * seats
         self._notice: Callable[[], None] | None = None
         self._timer: asyncio.Handle | None = None
         self._timer_at = 0.0  # kept here: when it is due at once, uvloop makes a handle that does not know its time
@@ -171,10 +181,19 @@ class LocalBackend:
 
     def submit(self, call: Call) -> None:
         """Take a call."""
-        call.submitted = self.loop.time()
-        commands = self._dispatcher.submit(call, call.submitted)
+        call.submitted = now = self.loop.time()
+        if (instant := monotonic()) - self._listened > self._listen_every:  # in uvloop, a turn is an instant
+            self._listened = instant
+            if self._dispatcher.next_takes > WORTHWHILE:
+                self._listen()
+        commands = self._dispatcher.submit(call, now)
         if commands:
             self._perform(commands)
+
+    def _listen(self) -> None:
+        """Take note of what workers have sent in this turn of the loop, so that they get what waits."""
+        for process in list(self._processes.values()):
+            process.listen()
 
     def cancel(self, call: Call) -> None:
         """End a call. One that runs is stopped.
@@ -268,7 +287,13 @@ class LocalBackend:
 
     def received(self, worker: int, frames: list[wire.Frame]) -> None:
         """A worker sent messages."""
-        now = self.loop.time()
+        self._listened = math.inf
+        try:
+            self._heard(worker, frames, self.loop.time())
+        finally:
+            self._listened = monotonic()
+
+    def _heard(self, worker: int, frames: list[wire.Frame], now: float) -> None:
         replies: list[tuple[int, Reply]] = []
         for frame in frames:
             if frame.kind in ANSWERS:

@@ -149,6 +149,11 @@ class WorkerProcess:
         if self._channel is not None:
             self._channel.send(packets, call)
 
+    def listen(self) -> None:
+        """Report what it has sent."""
+        if self._channel is not None:
+            self._channel.receive()
+
     def take_back(self) -> list[wire.Packet]:
         """Return the packets of calls that it has not read, and never will; of each no more than a glimpse.
 
