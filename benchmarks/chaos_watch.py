@@ -163,12 +163,11 @@ class Murderer:
 
     def _kill(self, process: WorkerProcess, when: str) -> None:
         number = self._chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGSEGV])
-        pidfd = process._pidfd  # noqa: SLF001
-        if pidfd is not None and process.pid is not None:
+        if (group := process._group) is not None:  # noqa: SLF001
             with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
-                signal.pidfd_send_signal(pidfd, number)
+                group.signal(number)
                 self.kills += 1
-                self._ledger.killed(process.pid, -number)
+                self._ledger.killed(group.pid, -number)
                 self._toll.kills[when] += 1
 
 

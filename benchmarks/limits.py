@@ -13,16 +13,17 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING
 
+from . import jobs
 from .cell import WORKERS, Cell
 
 if TYPE_CHECKING:
     from .work import Work
 
-__all__ = ["array_copy", "bare_calls", "bare_map", "bare_naps", "bare_processes", "cores", "ping_pong"]
+__all__ = ["array_copy", "bare_busy", "bare_calls", "bare_map", "bare_naps", "bare_processes", "ping_pong"]
 
 MESSAGE = b"." * 64
 
@@ -33,8 +34,9 @@ with socket.socket(fileno=int(sys.argv[1])) as ours:
         ours.sendall(message)
 """
 
-ANSWER = """
+ANSWER = f"""
 import pickle, socket, sys
+sys.path[:] = {sys.path!r}
 with socket.socket(fileno=int(sys.argv[1])) as ours:
     while message := ours.recv(65536):
         number, function, args = pickle.loads(message)
@@ -58,6 +60,9 @@ CHUNKS = 8
 
 AHEAD = 100
 """Messages on their way to a bare worker, so that it need not wait for them."""
+
+FEW_AHEAD = 10
+"""The same of calls that take a while: as much as a millisecond of them."""
 
 ARRAY_BYTES = 100_000_000
 
@@ -89,7 +94,8 @@ def _bare_worker(program: str, kind: socket.SocketKind) -> Iterator[socket.socke
 class BareCalls:
     """The least that calls need: a future, a pickle and a message each way, and a worker that does nothing else."""
 
-    def __init__(self, workers: list[socket.socket]) -> None:
+    def __init__(self, workers: list[socket.socket], ahead: int) -> None:
+        self._ahead = ahead
         self._loop = asyncio.get_running_loop()
         self._futures: dict[int, asyncio.Future[object]] = {}
         self._waiting: deque[bytes] = deque()
@@ -98,16 +104,16 @@ class BareCalls:
             worker.setblocking(False)
             self._loop.add_reader(worker, self._receive, worker)
 
-    def call(self, *args: object) -> asyncio.Future[object]:
+    def call(self, function: Callable[..., object], *args: object) -> asyncio.Future[object]:
         """Begin a call."""
         future = self._futures[len(self._futures)] = self._loop.create_future()
-        self._waiting.append(pickle.dumps((len(self._futures) - 1, abs, args), 5))
+        self._waiting.append(pickle.dumps((len(self._futures) - 1, function, args), 5))
         return future
 
     def feed(self) -> None:
         """Send what waits, as far as it has a place."""
         for worker in self._under_way:
-            while self._waiting and self._under_way[worker] < AHEAD:
+            while self._waiting and self._under_way[worker] < self._ahead:
                 worker.send(self._waiting.popleft())
                 self._under_way[worker] += 1
 
@@ -125,18 +131,31 @@ def bare_calls(calls: int) -> Work:
 
     async def work(cell: Cell) -> float:
         count = cell.count(calls, 10)
-        with contextlib.ExitStack() as workers:
-            bare = BareCalls(
-                [workers.enter_context(_bare_worker(ANSWER, socket.SOCK_SEQPACKET)) for _ in range(WORKERS)]
-            )
-            for many in (count // 10, count):
-                began = time.perf_counter()
-                futures = [bare.call(-1) for _ in range(many)]
-                bare.feed()
-                await asyncio.gather(*futures)
-            return count / (time.perf_counter() - began)
+        return count / await _bare_seconds(count, AHEAD, abs, -1)
 
     return work
+
+
+def bare_busy(calls: int, seconds: float) -> Work:
+    """Return the work of so many `BareCalls` that compute for a while; its number is how many cores do that."""
+
+    async def work(cell: Cell) -> float:
+        count = cell.count(calls, 10)
+        return count * seconds / await _bare_seconds(count, FEW_AHEAD, jobs.busy, seconds)
+
+    return work
+
+
+async def _bare_seconds(count: int, ahead: int, function: Callable[..., object], *args: object) -> float:
+    with contextlib.ExitStack() as workers:
+        sockets = [workers.enter_context(_bare_worker(ANSWER, socket.SOCK_SEQPACKET)) for _ in range(WORKERS)]
+        bare = BareCalls(sockets, ahead)
+        for many in (max(1, count // 10), count):
+            began = time.perf_counter()
+            futures = [bare.call(function, *args) for _ in range(many)]
+            bare.feed()
+            await asyncio.gather(*futures)
+        return time.perf_counter() - began
 
 
 def bare_map(count: int) -> Work:
@@ -226,8 +245,3 @@ async def array_copy(cell: Cell) -> float:
         target[:] = source
         times.append(time.perf_counter() - began)
     return size / statistics.median(times[1:]) / 1e9
-
-
-async def cores(_cell: Cell) -> float:
-    """Return how many workers can compute at the same time."""
-    return float(min(WORKERS, len(os.sched_getaffinity(0))))
