@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,8 +11,9 @@ import pytest
 from aiopool import PoolNotRunning, PoolTerminated, wire
 from aiopool.backends.handles import Observer, Setup
 from aiopool.backends.inline import InlineWorker
-from aiopool.backends.local import WORTHWHILE, LocalBackend
+from aiopool.backends.local import RESERVE, LocalBackend
 from aiopool.calls import Call, Outcome, Pace, Reply
+from aiopool.decisions import QUICK
 from aiopool.hooks import Hooks
 from aiopool.phases import PoolPhase
 from aiopool.recycling import IdlePolicy, RecyclePolicy
@@ -185,16 +187,17 @@ class Answering(Silent):
         self.listened_to += 1
         calls, self.unanswered = self.unanswered, []
         if calls and (observer := self._observer()) is not None:
-            observer.received(self.number, [wire.Frame(wire.Kind.RESULT, 0, call, b"") for call in calls])
+            took = int(2e9 * QUICK)
+            observer.received(self.number, [wire.Frame(wire.Kind.RESULT, took, call, b"") for call in calls])
 
 
 async def with_answering_worker(
-    monkeypatch: pytest.MonkeyPatch, listen: float = -1.0
+    monkeypatch: pytest.MonkeyPatch, listen: float = -1.0, kind: type[Silent] | None = None
 ) -> tuple[LocalBackend, Answering]:
     """Return a backend that runs, and its worker, which is listened to after so many seconds."""
     monkeypatch.setattr("aiopool.backends.local.LISTEN", listen)
     workers = Workers()
-    workers.kind = Answering
+    workers.kind = kind or Answering
     backend = backend_with(workers)
     await backend.start()
     [worker] = backend._processes.values()
@@ -225,7 +228,7 @@ async def test_nobody_is_listened_to_for_short_calls(monkeypatch: pytest.MonkeyP
     """To make them takes longer than to run them: what then counts is to make them in a row."""
     backend, worker = await with_answering_worker(monkeypatch)
     pace = Pace()
-    pace.learn(WORTHWHILE)
+    pace.learn(QUICK)
     for _ in range(5):
         backend.submit(Call("f", b"", lambda _outcome: None, pace=pace))
     assert not worker.listened_to
@@ -258,4 +261,80 @@ async def test_nobody_is_listened_to_while_messages_are_dealt_with(monkeypatch: 
     worker.listen()
     backend.submit(Call("f", b"", lambda _outcome: None))
     assert worker.listened_to == 2
+    await ended(backend)
+
+
+def short_call(finish: Callable[[Outcome], None] = lambda _outcome: None) -> Call:
+    """Return one of those of which workers get some ahead."""
+    pace = Pace()
+    pace.learn(2 * QUICK)
+    return Call("f", b"", finish, pace=pace)
+
+
+class Lulls(Answering):
+    """Tells whether it is to be read."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.read = asyncio.Event()
+        self.read.set()
+
+    def pause_reading(self) -> None:
+        """Not now."""
+        self.read.clear()
+
+    def resume_reading(self) -> None:
+        """As ever."""
+        self.read.set()
+
+
+async def with_many_calls(
+    monkeypatch: pytest.MonkeyPatch, finish: Callable[[Outcome], None]
+) -> tuple[LocalBackend, Lulls]:
+    """Return a backend at which a hundred calls wait, and its worker, which has answered some."""
+    backend, worker = await with_answering_worker(monkeypatch, 1000.0, Lulls)
+    assert isinstance(worker, Lulls)
+    for _ in range(100):
+        backend.submit(short_call(finish))
+    assert worker.read.is_set()
+    worker.listen()
+    return backend, worker
+
+
+async def test_while_many_short_calls_wait_workers_are_listened_to_now_and_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """To be woken for each answer would take the time from them. In the end it is as ever."""
+    outcomes: list[Outcome] = []
+    backend, worker = await with_many_calls(monkeypatch, outcomes.append)
+    assert 0 < len(outcomes) < 50
+    assert not worker.read.is_set()
+    await worker.read.wait()
+    assert backend.waiting < RESERVE
+    assert worker.listened_to < 10
+    while worker.unanswered:
+        worker.listen()
+    assert len(outcomes) == 100
+    assert worker.read.is_set()
+    await ended(backend)
+
+
+async def test_a_lull_ends_whatever_is_raised_at_the_end_of_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or nothing would be heard any more."""
+    outcomes: list[Outcome] = []
+
+    def finish(outcome: Outcome) -> None:
+        outcomes.append(outcome)
+        if len(outcomes) in (50, 70):
+            raise LookupError
+
+    backend, worker = await with_many_calls(monkeypatch, finish)
+    troubles: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: troubles.append(context["exception"]))
+    assert not worker.read.is_set()
+    await worker.read.wait()
+    while worker.unanswered:
+        worker.listen()
+    assert list(map(type, troubles)) == [LookupError] * 2
+    assert len(outcomes) == 100
     await ended(backend)

@@ -95,3 +95,52 @@ async def test_to_close_it_again_is_nothing(ends: tuple[socket.socket, socket.so
         await read.wait()
         loop.remove_reader(number)
     assert (heard.frames, heard.garbled) == ([], 0)
+
+
+async def test_it_can_be_read_only_when_it_is_asked_to(ends: tuple[socket.socket, socket.socket], heard: Heard) -> None:
+    """And later as before."""
+    loop = asyncio.get_running_loop()
+    channel = Channel(loop, ends[0], heard.frames.extend, heard.on_garbled)
+    channel.pause_reading()
+    for number in (1, 2):
+        for packet in wire.encode(wire.Kind.RESULT, number):
+            wire.send(ends[1], packet)
+    await turns()
+    assert not heard.frames
+    channel.listen()
+    assert [frame.call for frame in heard.frames] == [1, 2]
+    for packet in wire.encode(wire.Kind.RESULT, 3):
+        wire.send(ends[1], packet)
+    await turns()
+    assert len(heard.frames) == 2
+    channel.resume_reading()
+    await turns()
+    assert [frame.call for frame in heard.frames] == [1, 2, 3]
+    channel.close()
+
+
+async def test_of_what_is_no_message_it_reports_once(ends: tuple[socket.socket, socket.socket], heard: Heard) -> None:
+    """However it is asked to read on."""
+    channel = Channel(asyncio.get_running_loop(), ends[0], heard.frames.extend, heard.on_garbled)
+    channel.pause_reading()
+    for _ in range(2):
+        ends[1].send(b"?")
+    channel.listen()
+    channel.listen()
+    channel.resume_reading()
+    await turns()
+    assert heard.garbled == 1
+    channel.close()
+
+
+async def turns() -> None:
+    """Let the loop look at its descriptors."""
+    loop = asyncio.get_running_loop()
+    one, other = socket.socketpair()
+    with one, other:
+        for _ in range(2):
+            seen = asyncio.Event()
+            loop.add_reader(one, seen.set)
+            other.send(b".")
+            await seen.wait()
+            loop.remove_reader(one)

@@ -945,6 +945,39 @@ def test_only_where_many_calls_wait_more_than_one_is_sent_ahead() -> None:
     assert pool.waiting == 3
 
 
+@pytest.mark.parametrize("seconds", [0.0, decisions.QUICK, 2 * decisions.QUICK, math.inf])
+def test_calls_are_slow_that_take_longer_than_to_make_them(seconds: float) -> None:
+    """As those are that nobody has seen yet, as far as is known; if any wait."""
+    pool = running_pool()
+    assert not pool.slow
+    pool.submit(new_call(), 0)
+    assert not pool.slow
+    pool.submit(new_call(seconds=math.inf), 0)
+    pool.submit(new_call(seconds=seconds), 0)
+    assert pool.slow
+    pool.replied(1, [(pool.workers[1].calls[0].id, ANSWER)], 0)
+    assert pool.slow == (seconds > decisions.QUICK)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "at_ease"),
+    [
+        (decisions.QUICK, False),
+        (2 * decisions.QUICK, True),
+        (decisions.AHEAD / decisions.FEW, False),
+        (math.inf, False),
+    ],
+)
+def test_it_is_at_ease_when_workers_have_enough_to_do(seconds: float, at_ease: bool) -> None:  # noqa: FBT001
+    """Of short calls, of which many wait: not of very short ones, to which this process has to see all the time."""
+    pool = running_pool(2, depth=3, reserve=2)
+    calls = [new_call(seconds=seconds) for _ in range(20)]
+    for number, call in enumerate(calls):
+        pool.submit(call, 0)
+        assert pool.at_ease == (at_ease and pool.waiting >= 4), number
+    assert pool.waiting >= 4
+
+
 def test_who_has_least_to_do_is_sent_ahead_first() -> None:
     """However the calls have come."""
     pool = running_pool(2, depth=9)

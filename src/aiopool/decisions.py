@@ -16,7 +16,7 @@ from .phases import PoolPhase, WorkerPhase
 from .recycling import RecycleReason
 from .seats import Seat, SeatPhase, Worker
 
-__all__ = ["AHEAD", "BEGIN_TIMEOUT", "LEAVE_GRACE", "OVERDUE", "Decisions"]
+__all__ = ["AHEAD", "BEGIN_TIMEOUT", "FEW", "LEAVE_GRACE", "OVERDUE", "QUICK", "Decisions"]
 
 LEAVE_GRACE = 5.0
 """Seconds that a dismissed worker has for its atexit handlers and threads before it is killed."""
@@ -24,8 +24,14 @@ LEAVE_GRACE = 5.0
 BEGIN_TIMEOUT = 60.0
 """Seconds, beside its own, that a call with a time limit has before its worker says that it begins."""
 
-AHEAD = 0.001
+AHEAD = 0.002
 """Seconds of work, as far as can be predicted, that a worker has in its channel at most when more is sent to it."""
+
+FEW = 4
+"""Calls that a worker should have ahead, so that it can be left alone for a while."""
+
+QUICK = 0.00005
+"""Seconds that a call takes, for which this process has to do about as much as its worker."""
 
 OVERDUE = 0.005
 """Seconds after which a call that was predicted to be short is taken for a long one."""

@@ -24,7 +24,7 @@ from collections.abc import Iterable
 
 from .calls import CANCELLED, Call, CallPhase, Reply
 from .commands import Command
-from .decisions import LEAVE_GRACE, Decisions
+from .decisions import AHEAD, FEW, LEAVE_GRACE, QUICK, Decisions
 from .exceptions import AioPoolError, InitializerError, PoolTerminated, WorkerDied
 from .phases import PoolPhase, WorkerPhase
 from .recycling import RecycleReason
@@ -57,9 +57,14 @@ class Dispatcher(Decisions):
         return len(self._backlog)
 
     @property
-    def next_takes(self) -> float:
-        """How many seconds the next waiting call will take, as far as has been seen; 0 if none waits."""
-        return self._backlog.first().pace.seconds if self._backlog else 0.0
+    def slow(self) -> bool:
+        """Whether calls wait that take longer, as far as is known, than making them: workers can keep up with them."""
+        return len(self._backlog) > 0 and self._backlog.first().pace.seconds > QUICK
+
+    @property
+    def at_ease(self) -> bool:
+        """Whether so many calls wait that workers have some ahead, and will be busy with these for a while."""
+        return len(self._backlog) >= self._many and QUICK < self._backlog.first().pace.seconds < AHEAD / FEW
 
     @property
     def workers(self) -> dict[int, Worker]:

@@ -49,8 +49,9 @@ class Channel:
         self._decoder = wire.Decoder(mmap.ACCESS_WRITE, wire.lasting_scratch())
         self._unsent: deque[wire.Packet] = deque()  # packets that the kernel has not taken yet
         self._last = 0  # the call that was sent last
+        self._garbled = False
         sock.setblocking(False)
-        loop.add_reader(self._fd, self.receive)
+        loop.add_reader(self._fd, self._receive)
 
     def send(self, packets: Sequence[wire.Packet], call: int = 0) -> None:
         """Send a message about a call. To a worker that is gone nothing is sent: its death is reported elsewhere."""
@@ -70,9 +71,23 @@ class Channel:
             self._loop.remove_writer(self._fd)
         return packets
 
+    def listen(self) -> None:
+        """Report what has arrived."""
+        if not self._garbled:
+            self._receive()
+
+    def pause_reading(self) -> None:
+        """Report what arrives only when `listen` is called."""
+        self._loop.remove_reader(self._fd)
+
+    def resume_reading(self) -> None:
+        """Report what arrives, as at first."""
+        if not self._garbled:
+            self._loop.add_reader(self._fd, self._receive)
+
     def receive_rest(self) -> None:
         """Report what has arrived already, when nothing more will come."""
-        while self.receive():
+        while self._receive():
             pass
 
     def close(self) -> None:
@@ -99,7 +114,7 @@ class Channel:
         except OSError:
             pass  # nobody can read it any more; that is for the worker's death to report
 
-    def receive(self) -> bool:
+    def _receive(self) -> bool:
         """Report what there is; return whether there may be more."""
         frames: list[wire.Frame] = []
         garbled = more = False
@@ -120,6 +135,7 @@ class Channel:
         if frames:
             self._on_frames(frames)
         if garbled and sock.fileno() != -1:
+            self._garbled = True
             self._loop.remove_reader(self._fd)
             self._on_garbled()
         return more

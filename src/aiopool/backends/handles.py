@@ -68,6 +68,12 @@ class Handle(Protocol):
     def listen(self) -> None:
         """Report what it has sent."""
 
+    def pause_reading(self) -> None:
+        """Report it only when `listen` is called."""
+
+    def resume_reading(self) -> None:
+        """Report it as it comes, as at first."""
+
     def take_back(self) -> list[wire.Packet]:
         """Return what it has not read."""
         ...

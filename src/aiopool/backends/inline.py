@@ -167,7 +167,13 @@ class InlineWorker:
             observer.received(self.number, wire.frames_of(packets))
 
     def listen(self) -> None:
-        """Report nothing: what it does, it does in the loop."""
+        """Report nothing: what it does, it reports at once."""
+
+    def pause_reading(self) -> None:
+        """Go on as ever."""
+
+    def resume_reading(self) -> None:
+        """Go on as ever."""
 
     def take_back(self) -> list[wire.Packet]:
         """Return the packets of calls that have not begun, and never will here."""

@@ -46,8 +46,8 @@ to do. That matters most where few call: then nobody has flooded the pool.
 LISTEN = 0.0005
 """Seconds, for each seat, after which workers are listened to while calls are made and the loop has no turn."""
 
-WORTHWHILE = 0.00005
-"""Seconds that calls take, for which that is worth it: with shorter ones, it is this process that others wait for."""
+LULL = 0.001
+"""Seconds after which workers that have enough to do are listened to, all at once."""
 
 CALL, TIMED = int(wire.Kind.CALL), int(wire.Kind.TIMED)
 """What each call needs; a member of an enumeration takes longer to look up and to compare."""
@@ -117,6 +117,7 @@ class LocalBackend:
         self._commands: deque[Command] = deque()
         self._performing = False
         self._listened = 0.0  # the last time; infinite while messages are dealt with, which must keep their order
+        self._lull: asyncio.TimerHandle | None = None  # its end
         self._listen_every = LISTEN * seats
         self._notice: Callable[[], None] | None = None
         self._timer: asyncio.Handle | None = None
@@ -184,14 +185,14 @@ class LocalBackend:
         call.submitted = now = self.loop.time()
         if (instant := monotonic()) - self._listened > self._listen_every:  # in uvloop, a turn is an instant
             self._listened = instant
-            if self._dispatcher.next_takes > WORTHWHILE:
+            if self._dispatcher.slow:
                 self._listen()
         commands = self._dispatcher.submit(call, now)
         if commands:
             self._perform(commands)
 
     def _listen(self) -> None:
-        """Take note of what workers have sent in this turn of the loop, so that they get what waits."""
+        """Take note of what workers have sent, so that they get what waits."""
         for process in list(self._processes.values()):
             process.listen()
 
@@ -292,6 +293,24 @@ class LocalBackend:
             self._heard(worker, frames, self.loop.time())
         finally:
             self._listened = monotonic()
+        self._rest()
+
+    def _rest(self) -> bool:
+        """Do not listen for a while, if that can wait: to be woken for each answer takes more time than the answer."""
+        if self._lull is None and self._dispatcher.at_ease:
+            self._lull = self.loop.call_later(LULL, self._end_lull)
+            for process in self._processes.values():
+                process.pause_reading()
+        return self._lull is not None
+
+    def _end_lull(self) -> None:
+        try:
+            self._listen()
+        finally:
+            self._lull = None
+            if not self._rest():
+                for process in self._processes.values():
+                    process.resume_reading()
 
     def _heard(self, worker: int, frames: list[wire.Frame], now: float) -> None:
         replies: list[tuple[int, Reply]] = []

@@ -152,7 +152,17 @@ class WorkerProcess:
     def listen(self) -> None:
         """Report what it has sent."""
         if self._channel is not None:
-            self._channel.receive()
+            self._channel.listen()
+
+    def pause_reading(self) -> None:
+        """Report it only when `listen` is called, or when the process has ended."""
+        if self._channel is not None:
+            self._channel.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Report it as it comes, as at first."""
+        if self._channel is not None:
+            self._channel.resume_reading()
 
     def take_back(self) -> list[wire.Packet]:
         """Return the packets of calls that it has not read, and never will; of each no more than a glimpse.
