@@ -11,7 +11,8 @@ import pytest
 from aiopool import PoolNotRunning, PoolTerminated, wire
 from aiopool.backends.handles import Observer, Setup
 from aiopool.backends.inline import InlineWorker
-from aiopool.backends.local import RESERVE, LocalBackend
+from aiopool.backends.local import LocalBackend
+from aiopool.backends.shell import RESERVE
 from aiopool.calls import Call, Outcome, Pace, Reply
 from aiopool.decisions import QUICK
 from aiopool.hooks import Hooks

@@ -970,6 +970,7 @@ def test_calls_are_slow_that_take_longer_than_to_make_them(seconds: float) -> No
 )
 def test_it_is_at_ease_when_workers_have_enough_to_do(seconds: float, at_ease: bool) -> None:  # noqa: FBT001
     """Of short calls, of which many wait: not of very short ones, to which this process has to see all the time."""
+    assert not running_pool(reserve=0).at_ease
     pool = running_pool(2, depth=3, reserve=2)
     calls = [new_call(seconds=seconds) for _ in range(20)]
     for number, call in enumerate(calls):

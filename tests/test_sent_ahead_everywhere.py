@@ -47,7 +47,7 @@ def all_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     """All calls are sent ahead, and not taken back merely because the one before them takes its time."""
     monkeypatch.setattr("aiopool.packing.Pace", Short)
     monkeypatch.setattr("aiopool.decisions.OVERDUE", math.inf)
-    monkeypatch.setattr("aiopool.backends.local.RESERVE", 0)
+    monkeypatch.setattr("aiopool.backends.shell.RESERVE", 0)
 
 
 async def outcomes_of(*results: asyncio.Future[Any]) -> list[Any]:

@@ -64,7 +64,8 @@ class Dispatcher(Decisions):
     @property
     def at_ease(self) -> bool:
         """Whether so many calls wait that workers have some ahead, and will be busy with these for a while."""
-        return len(self._backlog) >= self._many and QUICK < self._backlog.first().pace.seconds < AHEAD / FEW
+        many = len(self._backlog) >= max(1, self._many)
+        return many and QUICK < self._backlog.first().pace.seconds < AHEAD / FEW
 
     @property
     def workers(self) -> dict[int, Worker]:

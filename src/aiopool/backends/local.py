@@ -1,47 +1,35 @@
-"""The asyncio shell around the dispatcher: carries out its commands, feeds it events, owns the one timer."""
+"""A pool on this machine: what users want and what workers do, as the dispatcher is told of it."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import math
-from collections import deque
 from collections.abc import Callable
 from time import monotonic
 
 from .. import log_records, wire
 from ..arena import Arena
-from ..calls import Call, CallKind, Reply, ids
-from ..commands import Command, Dismiss, Finish, Interrupt, Kill, Recall, Send, Spawn
-from ..dispatch import Dispatcher
+from ..calls import Call, Reply, ids
+from ..commands import Finish
 from ..exceptions import AioPoolError, InitializerError
-from ..hooks import CallStarted, Hooks, WorkerLeft, WorkerStarted
+from ..hooks import Hooks, WorkerLeft, WorkerStarted
 from ..phases import PoolPhase, WorkerPhase
 from ..pickling import Pickling
 from ..recycling import IdlePolicy, RecyclePolicy
 from ..seats import Worker
 from ..sharing import CallPayload, Share
 from ..stacks import WorkerStack
-from ..stats import PoolStats, Tally
+from ..stats import PoolStats
 from .base import not_running
 from .handles import End, Handle, Observer, Setup
-from .process import failed_start
 from .remains import LocalRemains, abandon_all
-from .reports import ANSWERS, VALUE, ended, failure_of, reply_in
+from .reports import ANSWERS, VALUE, failure_of, reply_in
+from .shell import Shell
 from .start_methods import UNGUARDED, UNGUARDED_TEXT
 from .survey import stacks_of, stats_of
 
 __all__ = ["LocalBackend"]
-
-DEPTH = 128
-"""How many calls a worker may have in its channel: as many small messages as a socket's buffer surely takes."""
-
-RESERVE = 8
-"""Where fewer calls wait for each seat, no more than one is sent ahead to a worker.
-
-What is ahead may be answered all at once, and the loop, which then deals with all of it in one turn, has other things
-to do. That matters most where few call: then nobody has flooded the pool.
-"""
 
 LISTEN = 0.0005
 """Seconds, for each seat, after which workers are listened to while calls are made and the loop has no turn."""
@@ -49,21 +37,10 @@ LISTEN = 0.0005
 LULL = 0.001
 """Seconds after which workers that have enough to do are listened to, all at once."""
 
-CALL, TIMED = int(wire.Kind.CALL), int(wire.Kind.TIMED)
-"""What each call needs; a member of an enumeration takes longer to look up and to compare."""
-
-KINDS = {
-    CallKind.FUNCTION: (CALL, TIMED),
-    CallKind.COROUTINE: (int(wire.Kind.COROUTINE), int(wire.Kind.TIMED_COROUTINE)),
-    CallKind.GENERATOR: (int(wire.Kind.GENERATOR), int(wire.Kind.TIMED_GENERATOR)),
-    CallKind.ASYNC_GENERATOR: (int(wire.Kind.ASYNC_GENERATOR), int(wire.Kind.TIMED_ASYNC_GENERATOR)),
-}
-"""As what calls are sent: without a time limit, and where the worker is to say when it begins."""
-
 LOGS = (wire.Kind.LOG, wire.Kind.UNLOGGED)
 
 
-class LocalBackend:
+class LocalBackend(Shell):
     """Runs calls in workers on this machine. See `aiopool.backends.base.Backend`.
 
     Args:
@@ -93,43 +70,17 @@ class LocalBackend:
         hooks: Hooks,
         kind: Callable[[int, int, asyncio.AbstractEventLoop, Setup, Observer], Handle],
     ) -> None:
-        self._tell = hooks.tell if hooks else None
-        self._setup_for = setup
-        self._setup = setup(seats)
-        self.pickling: Pickling = self._setup.pickling
-        self.arena: Arena = Arena()
-        self.concurrency: int = self._setup.looping.concurrency
-        self._make = kind
-        self._dispatcher = Dispatcher(
-            seats,
-            policy,
-            grace=grace,
-            start_timeout=start_timeout,
-            concurrency=self.concurrency,
-            depth=DEPTH,
-            reserve=RESERVE,
-            idling=idling,
-        )
         self.remains: LocalRemains = LocalRemains(self)
-        self._processes = self.remains.processes
-        self._unstarted: deque[int] = deque()  # workers that are to get a process
-        self._tally = Tally()
-        self._commands: deque[Command] = deque()
-        self._performing = False
+        super().__init__(
+            seats, setup, policy, grace=grace, start_timeout=start_timeout, idling=idling, hooks=hooks, kind=kind,
+            processes=self.remains.processes,
+        )  # fmt: skip
+        self.pickling: Pickling = self._setup.pickling
+        self.concurrency: int = self._setup.looping.concurrency
+        self.arena: Arena = Arena()
         self._listened = 0.0  # the last time; infinite while messages are dealt with, which must keep their order
-        self._lull: asyncio.TimerHandle | None = None  # its end
         self._listen_every = LISTEN * seats
-        self._notice: Callable[[], None] | None = None
-        self._timer: asyncio.Handle | None = None
-        self._timer_at = 0.0  # kept here: when it is due at once, uvloop makes a handle that does not know its time
-        self._started: asyncio.Future[None]
-        self._closed: asyncio.Future[None] | None = None
-        self._resized: asyncio.Future[bool] | None = None  # whether the pool still ran
-
-    @property
-    def phase(self) -> PoolPhase:
-        """Where the pool stands."""
-        return self._dispatcher.phase
+        self._lull: asyncio.TimerHandle | None = None  # its end
 
     @property
     def seats(self) -> int:
@@ -171,7 +122,7 @@ class LocalBackend:
         """Return when workers of new seats are ready and those of closed ones gone; or raise what a call would get."""
         if self.phase is not PoolPhase.RUNNING:
             raise self.refusal()
-        self._setup = self._setup_for(seats)
+        self._setup, self._listen_every = self._setup_for(seats), LISTEN * seats
         if self._resized is None:
             self._resized = self.loop.create_future()
         resized = self._resized
@@ -257,12 +208,15 @@ class LocalBackend:
         for worker in list(self._dispatcher.workers):
             commands += self._dispatcher.died(worker, pids.get(worker), None, now)
         self._unstarted.clear()
-        self.arena.close()
-        self.remains.forget_shares()
+        self._over()
         if self._timer is not None:
             self._timer.cancel()
         if not self.loop.is_closed():
             self._perform([command for command in commands if isinstance(command, Finish)])
+
+    def _over(self) -> None:
+        self.arena.close()
+        self.remains.forget_shares()
 
     def describe(self) -> str:
         """Return the state in a few words."""
@@ -398,135 +352,6 @@ class LocalBackend:
             unread -= wire.packets(call.payload)
             unseen += 1
         return unseen
-
-    # Commands.
-
-    def _perform(self, commands: list[Command]) -> None:
-        """Carry out commands, also when carrying one out leads to more.
-
-        Workers get what is next before callers get what is done: that may have to be unpickled for long.
-        """
-        if len(commands) > 1:
-            commands.sort(key=_comes_later)
-        self._commands.extend(commands)
-        if self._performing:
-            return
-        self._performing = True
-        try:
-            while self._commands:
-                self._perform_one(self._commands.popleft())
-        finally:
-            self._performing = False
-            if self._commands:  # interrupted: the rest is not lost
-                self.loop.call_soon(self._perform, [])
-        self._settle()
-
-    def _perform_one(self, command: Command) -> None:
-        if isinstance(command, Finish):  # not as a case: each call has these two, and a case takes its time
-            now = self.loop.time()
-            self._tally.ended(command.call, command.outcome, now)
-            if self._tell is not None:
-                self._tell(ended(command.call, command.outcome, now))
-            command.call.finish(command.outcome)
-        elif isinstance(command, Send):
-            call = command.call
-            process = self._processes[command.worker]
-            process.send(_message(call), call.id)
-            if self._tell is not None:
-                self._tell(CallStarted(call.id, call.name, process.seat, process.pid))
-        else:
-            self._perform_seldom(command)
-
-    def _perform_seldom(self, command: Spawn | Recall | Interrupt | Dismiss | Kill) -> None:
-        match command:
-            case Interrupt(worker, call):
-                self._processes[worker].interrupt(call.id)
-            case Spawn(worker, _seat):
-                self._unstarted.append(worker)
-                if len(self._unstarted) == 1:
-                    self.loop.call_soon(self._start_next)
-            case Dismiss(worker, reason):
-                if reason is not None:
-                    self._tally.recycled(reason)
-                self._processes[worker].dismiss()
-            case Kill(worker):
-                self._kill(worker)
-            case Recall(worker):  # pragma: no branch - there is no other command
-                self._take_back(worker)
-
-    def _take_back(self, worker: int) -> None:
-        """Take back what a worker has not begun. Meanwhile it may read any of it, so we look at what has come."""
-        calls = [wire.call_of(packet) for packet in self._processes[worker].take_back()]
-        self._perform(self._dispatcher.recalled(worker, calls, self.loop.time()))
-
-    def _kill(self, worker: int) -> None:
-        if worker in self._processes:
-            self._processes[worker].kill()
-        elif worker in self._unstarted:  # else it could not even be started, which is reported already
-            self._unstarted.remove(worker)
-            self._perform(self._dispatcher.died(worker, None, None, self.loop.time()))
-
-    def _start_next(self) -> None:
-        """Start one process; the next has to wait for the loop's next turn, or many would hold up everything else."""
-        try:
-            if self._unstarted:
-                self._spawn(self._unstarted.popleft())
-        finally:
-            if self._unstarted:
-                self.loop.call_soon(self._start_next)
-
-    def _spawn(self, worker: int) -> None:
-        try:
-            seat = self._dispatcher.workers[worker].seat.number
-            process = self._make(worker, seat, self.loop, self._setup, self)
-        except OSError as error:  # no descriptors left
-            failure = failed_start(error)
-            self._perform(self._dispatcher.died(worker, None, None, self.loop.time(), cause=failure))
-            return
-        self._processes[worker] = process
-        process.launch()
-
-    def _settle(self) -> None:
-        """After the commands: wake who waits for a phase, and set the timer."""
-        phase = self.phase
-        if self._closed is None:
-            return
-        if phase is not PoolPhase.STARTING and not self._started.done():
-            self._started.set_result(None)
-        if phase is PoolPhase.CLOSED and not self._closed.done():
-            self._closed.set_result(None)
-            self.arena.close()
-            self.remains.forget_shares()
-        if self._resized is not None and (phase is not PoolPhase.RUNNING or not self._dispatcher.resizing):
-            self._resized.set_result(phase is PoolPhase.RUNNING)
-            self._resized = None
-        deadline = self._dispatcher.deadline()
-        if self._timer is not None and self._timer_at != deadline:
-            self._timer.cancel()
-            self._timer = None
-        if deadline is not None and self._timer is None and phase is not PoolPhase.CLOSED:
-            self._timer, self._timer_at = self.loop.call_at(deadline, self._tick), deadline
-        if self._notice is not None:
-            self._notice()
-
-    def _tick(self) -> None:
-        self._timer = None
-        self._perform(self._dispatcher.tick(self.loop.time()))
-
-    def _now(self) -> float:
-        return self.loop.time() if self._closed is not None else 0.0
-
-
-def _comes_later(command: Command) -> bool:
-    return not isinstance(command, Send)
-
-
-def _message(call: Call) -> list[wire.Packet]:
-    """Return the packets by which a worker gets a call."""
-    if call.kind is CallKind.FUNCTION:
-        return wire.encode(CALL if call.limits.timeout is None else TIMED, call.id, call.payload)
-    kind = KINDS[call.kind][call.limits.timeout is not None or call.loading]
-    return wire.encode(kind, call.id, call.payload, call.window)
 
 
 _ENDS = {WorkerPhase.LEAVING: "left", WorkerPhase.KILLED: "killed"}

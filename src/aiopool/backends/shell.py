@@ -1,0 +1,251 @@
+"""The asyncio shell around the dispatcher: carries out its commands, and owns the one timer."""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from .. import wire
+from ..calls import Call, CallKind
+from ..commands import Command, Dismiss, Finish, Interrupt, Kill, Recall, Send, Spawn
+from ..dispatch import Dispatcher
+from ..hooks import CallStarted, Hooks
+from ..phases import PoolPhase
+from ..recycling import IdlePolicy, RecyclePolicy
+from ..stats import Tally
+from .handles import End, Handle, Observer, Setup
+from .process import failed_start
+from .reports import ended
+
+__all__ = ["RESERVE", "Shell"]
+
+DEPTH = 128
+"""How many calls a worker may have in its channel: as many small messages as a socket's buffer surely takes."""
+
+RESERVE = 8
+"""Where fewer calls wait for each seat, no more than one is sent ahead to a worker.
+
+What is ahead may be answered all at once, and the loop, which then deals with all of it in one turn, has other things
+to do. That matters most where few call: then nobody has flooded the pool.
+"""
+
+CALL, TIMED = int(wire.Kind.CALL), int(wire.Kind.TIMED)
+"""What each call needs; a member of an enumeration takes longer to look up and to compare."""
+
+KINDS = {
+    CallKind.FUNCTION: (CALL, TIMED),
+    CallKind.COROUTINE: (int(wire.Kind.COROUTINE), int(wire.Kind.TIMED_COROUTINE)),
+    CallKind.GENERATOR: (int(wire.Kind.GENERATOR), int(wire.Kind.TIMED_GENERATOR)),
+    CallKind.ASYNC_GENERATOR: (int(wire.Kind.ASYNC_GENERATOR), int(wire.Kind.TIMED_ASYNC_GENERATOR)),
+}
+"""As what calls are sent: without a time limit, and where the worker is to say when it begins."""
+
+
+class Shell(abc.ABC):
+    """Has workers do what the dispatcher decides.
+
+    Args:
+        seats: how many.
+        setup: says how workers are started where there are so many.
+        policy: when they have served enough.
+        grace: seconds from the interruption of a call to the end of its worker; 0 for no interruption.
+        start_timeout: seconds that a worker has to become ready.
+        idling: which workers go that have nothing to do.
+        hooks: told what happens.
+        kind: of worker.
+        processes: what there is of each worker, by its number.
+    """
+
+    loop: asyncio.AbstractEventLoop
+
+    def __init__(
+        self,
+        seats: int,
+        setup: Callable[[int], Setup],
+        policy: RecyclePolicy,
+        *,
+        grace: float,
+        start_timeout: float,
+        idling: IdlePolicy,
+        hooks: Hooks,
+        kind: Callable[[int, int, asyncio.AbstractEventLoop, Setup, Observer], Handle],
+        processes: dict[int, Handle],
+    ) -> None:
+        self._tell = hooks.tell if hooks else None
+        self._setup_for = setup
+        self._setup = setup(seats)
+        self._make = kind
+        self._dispatcher = Dispatcher(
+            seats,
+            policy,
+            grace=grace,
+            start_timeout=start_timeout,
+            concurrency=self._setup.looping.concurrency,
+            depth=DEPTH,
+            reserve=RESERVE,
+            idling=idling,
+        )
+        self._processes = processes
+        self._unstarted: deque[int] = deque()  # workers that are to get a process
+        self._tally = Tally()
+        self._commands: deque[Command] = deque()
+        self._performing = False
+        self._notice: Callable[[], None] | None = None
+        self._timer: asyncio.Handle | None = None
+        self._timer_at = 0.0  # kept here: when it is due at once, uvloop makes a handle that does not know its time
+        self._started: asyncio.Future[None]
+        self._closed: asyncio.Future[None] | None = None
+        self._resized: asyncio.Future[bool] | None = None  # whether the pool still ran
+
+    @property
+    def phase(self) -> PoolPhase:
+        """Where the pool stands."""
+        return self._dispatcher.phase
+
+    # What workers do, see `Observer`.
+
+    @abc.abstractmethod
+    def received(self, worker: int, frames: list[wire.Frame]) -> None:
+        """A worker sent messages."""
+
+    @abc.abstractmethod
+    def garbled(self, worker: int) -> None:
+        """A worker sent what is no message."""
+
+    @abc.abstractmethod
+    def gone(self, worker: int, end: End) -> None:
+        """A worker's process has been reaped, or could not be started."""
+
+    @abc.abstractmethod
+    def _over(self) -> None:
+        """The pool is closed."""
+
+    # Commands.
+
+    def _perform(self, commands: list[Command]) -> None:
+        """Carry out commands, also when carrying one out leads to more.
+
+        Workers get what is next before callers get what is done: that may have to be unpickled for long.
+        """
+        if len(commands) > 1:
+            commands.sort(key=_comes_later)
+        self._commands.extend(commands)
+        if self._performing:
+            return
+        self._performing = True
+        try:
+            while self._commands:
+                self._perform_one(self._commands.popleft())
+        finally:
+            self._performing = False
+            if self._commands:  # interrupted: the rest is not lost
+                self.loop.call_soon(self._perform, [])
+        self._settle()
+
+    def _perform_one(self, command: Command) -> None:
+        if isinstance(command, Finish):  # not as a case: each call has these two, and a case takes its time
+            now = self.loop.time()
+            self._tally.ended(command.call, command.outcome, now)
+            if self._tell is not None:
+                self._tell(ended(command.call, command.outcome, now))
+            command.call.finish(command.outcome)
+        elif isinstance(command, Send):
+            call = command.call
+            process = self._processes[command.worker]
+            process.send(_message(call), call.id)
+            if self._tell is not None:
+                self._tell(CallStarted(call.id, call.name, process.seat, process.pid))
+        else:
+            self._perform_seldom(command)
+
+    def _perform_seldom(self, command: Spawn | Recall | Interrupt | Dismiss | Kill) -> None:
+        match command:
+            case Interrupt(worker, call):
+                self._processes[worker].interrupt(call.id)
+            case Spawn(worker, _seat):
+                self._unstarted.append(worker)
+                if len(self._unstarted) == 1:
+                    self.loop.call_soon(self._start_next)
+            case Dismiss(worker, reason):
+                if reason is not None:
+                    self._tally.recycled(reason)
+                self._processes[worker].dismiss()
+            case Kill(worker):
+                self._kill(worker)
+            case Recall(worker):  # pragma: no branch - there is no other command
+                self._take_back(worker)
+
+    def _take_back(self, worker: int) -> None:
+        """Take back what a worker has not begun. Meanwhile it may read any of it, so we look at what has come."""
+        calls = [wire.call_of(packet) for packet in self._processes[worker].take_back()]
+        self._perform(self._dispatcher.recalled(worker, calls, self.loop.time()))
+
+    def _kill(self, worker: int) -> None:
+        if worker in self._processes:
+            self._processes[worker].kill()
+        elif worker in self._unstarted:  # else it could not even be started, which is reported already
+            self._unstarted.remove(worker)
+            self._perform(self._dispatcher.died(worker, None, None, self.loop.time()))
+
+    def _start_next(self) -> None:
+        """Start one process; the next has to wait for the loop's next turn, or many would hold up everything else."""
+        try:
+            if self._unstarted:
+                self._spawn(self._unstarted.popleft())
+        finally:
+            if self._unstarted:
+                self.loop.call_soon(self._start_next)
+
+    def _spawn(self, worker: int) -> None:
+        try:
+            seat = self._dispatcher.workers[worker].seat.number
+            process = self._make(worker, seat, self.loop, self._setup, self)
+        except OSError as error:  # no descriptors left
+            failure = failed_start(error)
+            self._perform(self._dispatcher.died(worker, None, None, self.loop.time(), cause=failure))
+            return
+        self._processes[worker] = process
+        process.launch()
+
+    def _settle(self) -> None:
+        """After the commands: wake who waits for a phase, and set the timer."""
+        phase = self.phase
+        if self._closed is None:
+            return
+        if phase is not PoolPhase.STARTING and not self._started.done():
+            self._started.set_result(None)
+        if phase is PoolPhase.CLOSED and not self._closed.done():
+            self._closed.set_result(None)
+            self._over()
+        if self._resized is not None and (phase is not PoolPhase.RUNNING or not self._dispatcher.resizing):
+            self._resized.set_result(phase is PoolPhase.RUNNING)
+            self._resized = None
+        deadline = self._dispatcher.deadline()
+        if self._timer is not None and self._timer_at != deadline:
+            self._timer.cancel()
+            self._timer = None
+        if deadline is not None and self._timer is None and phase is not PoolPhase.CLOSED:
+            self._timer, self._timer_at = self.loop.call_at(deadline, self._tick), deadline
+        if self._notice is not None:
+            self._notice()
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._perform(self._dispatcher.tick(self.loop.time()))
+
+    def _now(self) -> float:
+        return self.loop.time() if self._closed is not None else 0.0
+
+
+def _comes_later(command: Command) -> bool:
+    return not isinstance(command, Send)
+
+
+def _message(call: Call) -> list[wire.Packet]:
+    """Return the packets by which a worker gets a call."""
+    if call.kind is CallKind.FUNCTION:
+        return wire.encode(CALL if call.limits.timeout is None else TIMED, call.id, call.payload)
+    kind = KINDS[call.kind][call.limits.timeout is not None or call.loading]
+    return wire.encode(kind, call.id, call.payload, call.window)
