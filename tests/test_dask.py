@@ -211,6 +211,17 @@ async def test_stacks_tell_what_workers_do(pool: AioPool, latch: Latch, gate: La
     assert (idle.call, idle.frames) == (None, [])
 
 
+async def test_the_stack_of_a_coroutine_is_its_own(pool: AioPool, latch: Latch, gate: Latch) -> None:
+    """Without the frames of the loop that runs it."""
+    running = pool.submit(async_jobs.block_or_size, latch.path, gate.path, b"")
+    await latch.told()
+    [frames] = [stack.frames for stack in await pool.stacks() if stack.call is not None]
+    gate.let()
+    await running
+    assert frames is not None
+    assert frames[0].name == "block_or_size"
+
+
 async def test_log_records_of_calls_come_here(pool: AioPool, caplog: pytest.LogCaptureFixture) -> None:
     """Those that the worker's own levels let through."""
     await pool.apply(jobs.log, ("there", logging.WARNING, "once %d"), {})

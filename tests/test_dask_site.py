@@ -247,47 +247,46 @@ async def test_nothing_is_left_of_a_connection_that_has_ended() -> None:
     assert connection.running() is None
 
 
-class OwnCluster:
-    """A cluster of the pool's own: two workers, of which one is just being started.
+class Own:
+    """A cluster of the pool's own.
 
     Attributes:
-        killed: how many of its processes were.
         closed: set when it is closed.
+        killed: whether its workers were killed.
     """
 
     def __init__(self) -> None:
-        self.killed = 0
         self.closed = asyncio.Event()
-        process = SimpleNamespace(process=SimpleNamespace(_process=SimpleNamespace(kill=self._kill)))
-        self.workers = {0: SimpleNamespace(process=process), 1: SimpleNamespace(process=None)}
+        self.killed = False
 
-    def _kill(self) -> None:
-        self.killed += 1
-
-    def close(self) -> None:
+    async def close(self) -> None:
         """End."""
         self.closed.set()
+
+    def kill(self) -> None:
+        """Kill the workers."""
+        self.killed = True
 
 
 def test_a_cluster_of_a_pool_that_is_forgotten_is_closed_or_its_workers_are_killed() -> None:
     """As long as its loop can run, and afterwards."""
     connection = Connection(None, None, 1, 1.0)
 
-    async def forgotten() -> OwnCluster:
+    async def forgotten() -> Own:
         connection.loop = asyncio.get_running_loop()
-        made: Any = OwnCluster()
+        made: Any = Own()
         connection._own_cluster = made
         assert connection.describe() == "a cluster of Dask"
         connection.abandon()
         await made.closed.wait()
-        return OwnCluster()
+        return Own()
 
     cluster: Any = asyncio.run(forgotten())
     assert connection._own_cluster is None
     connection.abandon()
     connection._own_cluster = cluster
     connection.abandon()
-    assert (cluster.killed, cluster.closed.is_set()) == (1, False)
+    assert (cluster.killed, cluster.closed.is_set()) == (True, False)
 
 
 # What is told.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import selectors
 import signal
 import traceback
 from collections.abc import Iterator
@@ -56,6 +57,15 @@ def test_frames_of_a_directory_whose_name_begins_like_ours_are_the_users() -> No
     files = ["threading.py", f"{ours}/worker/job.py", f"{ours}/pickling.py", f"{ours}_jobs/x.py", f"{ours}/pool.py"]
     frames = [traceback.FrameSummary(file, 1, "f", lookup_line=False) for file in files]
     assert within_ours(frames) == frames[3:]
+
+
+def test_of_a_coroutine_only_its_own_frames_are_told() -> None:
+    """Not those of the loop that runs it, be it the pool's or not; none while it waits."""
+    tasks = str(Path(aiopool.__file__).parent / "worker" / "tasks.py")
+    files = ["threading.py", tasks, asyncio.runners.__file__, asyncio.base_events.__file__]
+    for more, own in (([tasks, "x.py", asyncio.runners.__file__], 2), ([selectors.__file__], 0)):
+        frames = [traceback.FrameSummary(file, 1, "f", lookup_line=False) for file in files + more]
+        assert within_ours(frames) == frames[len(frames) - own :]
 
 
 def test_frames_are_told_as_tracebacks_tell_them() -> None:

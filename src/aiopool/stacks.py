@@ -75,16 +75,16 @@ def frames_in(dump: str) -> list[traceback.FrameSummary]:
         traceback.FrameSummary(match["file"], int(match["line"]), match["name"], lookup_line=False)
         for match in reversed(found)
     ]
-    return list(dropwhile(lambda frame: frame.filename.startswith((OURS, *LOOPS)), frames))
+    return list(dropwhile(_is_around, frames))
 
 
 def within_ours(frames: Iterable[traceback.FrameSummary]) -> list[traceback.FrameSummary]:
     """Return the frames that ours have called; there may be others around these."""
-    return list(dropwhile(_is_ours, dropwhile(lambda frame: not _is_ours(frame), frames)))
+    return list(dropwhile(_is_around, dropwhile(lambda frame: not frame.filename.startswith(OURS), frames)))
 
 
-def _is_ours(frame: traceback.FrameSummary) -> bool:
-    return frame.filename.startswith(OURS)
+def _is_around(frame: traceback.FrameSummary) -> bool:
+    return frame.filename.startswith((OURS, *LOOPS))
 
 
 def _lines_of(dump: str) -> list[str]:

@@ -7,10 +7,11 @@ import contextlib
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
-from distributed import Client, LocalCluster, Security, SpecCluster
+from distributed import Client, Security, SpecCluster
 
 from ..phases import PoolPhase
 from .base import Backend
+from .dask_own import OwnCluster
 
 __all__ = ["Cluster", "Connection"]
 
@@ -51,8 +52,7 @@ class Connection:
         self._workers = workers
         self._timeout = timeout
         self._own_client = False
-        self._own_cluster: LocalCluster | None = None
-        self._guard: asyncio.Task[None] | None = None
+        self._own_cluster: OwnCluster | None = None
 
     async def open(self) -> Client:
         """Connect; start a cluster if there is none."""
@@ -72,13 +72,8 @@ class Connection:
     async def _address(self) -> tuple[str, Security | None]:
         where = self._where
         if where is None:
-            self._own_cluster = LocalCluster(
-                n_workers=self._workers, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0",
-                asynchronous=True, scheduler_kwargs={"allowed_failures": 0},
-            )  # fmt: skip
-            await self._own_cluster
-            self._guard = asyncio.get_running_loop().create_task(_guard(self._own_cluster))
-            return self._own_cluster.scheduler_address, None
+            self._own_cluster = OwnCluster(self._workers)
+            return await self._own_cluster.ready(), None
         if isinstance(where, str):
             return where, self._security
         if isinstance(where, Client):
@@ -99,25 +94,19 @@ class Connection:
         for task in list(self.tasks):
             task.cancel()
         # The scheduler may be gone, or not answer any more: then there is nobody to take leave of.
-        try:
-            if self._own_client and self.client is not None:
-                with contextlib.suppress(OSError, TimeoutError):
-                    closing: Any = self.client.close()
-                    await closing
-            if self._own_cluster is not None:
-                with contextlib.suppress(OSError, TimeoutError):
-                    await (self._own_cluster.close() or _done())
-            self.client = self._own_cluster = None
-        finally:
-            if self._guard is not None:
-                self._guard.cancel()
+        if self._own_client and self.client is not None:
+            with contextlib.suppress(OSError, TimeoutError):
+                closing: Any = self.client.close()
+                await closing
+        if self._own_cluster is not None:
+            with contextlib.suppress(OSError, TimeoutError):
+                await self._own_cluster.close()
+        self.client = self._own_cluster = None
 
     def kill_own(self) -> None:
         """Kill the workers of a cluster of our own: nobody will wait for them."""
         if self._own_cluster is not None:
-            for nanny in self._own_cluster.workers.values():
-                if nanny.process is not None and nanny.process.process is not None:
-                    nanny.process.process._process.kill()  # noqa: SLF001 - its own ways all need a loop
+            self._own_cluster.kill()
 
     # See `Remains`.
 
@@ -144,20 +133,6 @@ class Connection:
         return "a cluster of Dask" if backend is None else backend.describe()
 
 
-async def _guard(cluster: LocalCluster) -> None:
-    """Have whoever cancels all tasks of the loop, as `asyncio.run` does at its end, not wait for ever.
-
-    The scheduler's are among them. One that is cancelled while it writes to a client does not say that it has stopped,
-    for which another waits, whatever becomes of the cluster.
-    """
-    scheduler: Any = cluster.scheduler
-    try:
-        await asyncio.get_running_loop().create_future()
-    finally:
-        for comm in scheduler.client_comms.values():
-            comm.stopped.set()
-
-
 def _loop_of(client: Client) -> asyncio.AbstractEventLoop | None:
     loop: asyncio.AbstractEventLoop | None = getattr(client.loop, "asyncio_loop", None)
     return loop
@@ -167,10 +142,6 @@ def _address_of(client: Client) -> str:
     if client.scheduler is None:
         raise ConnectionError(f"{client!r} is closed")
     return str(client.scheduler.address)
-
-
-async def _done() -> None:
-    """Be what there is to await of something that is done already."""
 
 
 def _nobody() -> None:
