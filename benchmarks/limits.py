@@ -23,7 +23,16 @@ from .cell import WORKERS, Cell
 if TYPE_CHECKING:
     from .work import Work
 
-__all__ = ["array_copy", "bare_busy", "bare_calls", "bare_map", "bare_naps", "bare_processes", "ping_pong"]
+__all__ = [
+    "array_copy",
+    "bare_busy",
+    "bare_calls",
+    "bare_map",
+    "bare_naps",
+    "bare_processes",
+    "bare_start",
+    "ping_pong",
+]
 
 MESSAGE = b"." * 64
 
@@ -233,6 +242,22 @@ def bare_processes(every: int) -> Work:
         return every * WORKERS * rounds / (time.perf_counter() - began)
 
     return work
+
+
+async def bare_start(_cell: Cell) -> float:
+    """Return the milliseconds until the first processes of a fork server have said something."""
+    began = time.perf_counter()
+    context = multiprocessing.get_context("forkserver")
+    pipes = [context.Pipe(duplex=False) for _ in range(WORKERS)]
+    processes = [context.Process(target=ours.send_bytes, args=(b"ready",)) for _, ours in pipes]
+    for process in processes:
+        process.start()
+    for theirs, _ in pipes:
+        theirs.recv_bytes()
+    milliseconds = 1000 * (time.perf_counter() - began)
+    for process in processes:
+        process.join()
+    return milliseconds
 
 
 async def array_copy(cell: Cell) -> float:

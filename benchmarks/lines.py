@@ -115,7 +115,8 @@ def _payloads() -> Iterable[Line]:
 
 
 def _lives() -> Iterable[Line]:
-    yield Line("start", "start and first result", "ms", False, work.start, NO_WORSE)
+    yield Line("start", "start and first result", "ms", False, work.start, NO_WORSE,
+               limit=limits.bare_start, limit_title="bare processes of the fork server")  # fmt: skip
     yield Line("start_exit", "start, one result, exit", "ms", False, work.start_and_exit, NO_WORSE, whole=True)
     for every in (1, 10):
         each = "call" if every == 1 else f"{every} calls"
