@@ -152,8 +152,9 @@ class Arena:
         """Take back what was lent. It may be some time yet until others have done so with theirs."""
         kept = self._kept
         kept.append(block)
-        while len(kept) > self._most or sum(each.written for each in kept) > MOST_KEPT:
-            del kept[0]
+        with contextlib.suppress(IndexError):  # another thread has taken the last
+            while len(kept) > self._most or sum(each.written for each in kept) > MOST_KEPT:
+                del kept[0]
         if kept and self._loop is not None:
             self._have_looked_at(self._loop)
 
@@ -170,6 +171,7 @@ class Arena:
         try:
             loop.call_soon_threadsafe(loop.call_later, LASTING, self._look, loop, self.uses)
         except RuntimeError:  # it is closed
+            self._attended = False
             self.clear()
 
     def _look(self, loop: asyncio.AbstractEventLoop, uses: int) -> None:

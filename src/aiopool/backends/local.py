@@ -247,10 +247,13 @@ class LocalBackend(Shell):
             self._heard(worker, frames, self.loop.time())
         finally:
             self._listened = monotonic()
-        self._rest()
+        self._begin_lull()
 
-    def _rest(self) -> bool:
-        """Do not listen for a while, if that can wait: to be woken for each answer takes more time than the answer."""
+    def _begin_lull(self) -> bool:
+        """Listen to nobody for a while if that can wait; return whether it is so now.
+
+        To be woken for each answer takes more time than the answer.
+        """
         if self._lull is None and self._dispatcher.at_ease:
             self._lull = self.loop.call_later(LULL, self._end_lull)
             for process in self._processes.values():
@@ -262,7 +265,7 @@ class LocalBackend(Shell):
             self._listen()
         finally:
             self._lull = None
-            if not self._rest():
+            if not self._begin_lull():
                 for process in self._processes.values():
                     process.resume_reading()
 
