@@ -172,12 +172,14 @@ async def test_a_worker_that_could_not_be_made_need_not_be_killed() -> None:
 
 
 class Answering(Silent):
-    """Answers what it was sent when it is listened to."""
+    """Answers what it was sent when it is listened to, and tells whether what it sends is to be read."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.unanswered: list[int] = []
         self.listened_to = 0
+        self.read = asyncio.Event()
+        self.read.set()
 
     def send(self, _packets: Any, call: int = 0) -> None:
         """Take a message."""
@@ -191,95 +193,6 @@ class Answering(Silent):
             took = int(2e9 * QUICK)
             observer.received(self.number, [wire.Frame(wire.Kind.RESULT, took, call, b"") for call in calls])
 
-
-async def with_answering_worker(
-    monkeypatch: pytest.MonkeyPatch, listen: float = -1.0, kind: type[Silent] | None = None
-) -> tuple[LocalBackend, Answering]:
-    """Return a backend that runs, and its worker, which is listened to after so many seconds."""
-    monkeypatch.setattr("aiopool.backends.local.LISTEN", listen)
-    workers = Workers()
-    workers.kind = kind or Answering
-    backend = backend_with(workers)
-    await backend.start()
-    [worker] = backend._processes.values()
-    assert isinstance(worker, Answering)
-    return backend, worker
-
-
-async def ended(backend: LocalBackend) -> None:
-    """End it."""
-    backend.terminate()
-    await backend.join()
-
-
-async def test_a_worker_gets_what_waits_while_calls_are_made_and_the_loop_has_no_turn(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Else it would have nothing to do until all of them are made."""
-    backend, worker = await with_answering_worker(monkeypatch)
-    outcomes: list[int] = []
-    for number in range(5):
-        backend.submit(Call("f", b"", lambda _outcome, number=number: outcomes.append(number)))  # type: ignore[misc]
-    assert outcomes == [0, 1, 2]
-    assert len(worker.unanswered) == 1
-    await ended(backend)
-
-
-async def test_nobody_is_listened_to_for_short_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """To make them takes longer than to run them: what then counts is to make them in a row."""
-    backend, worker = await with_answering_worker(monkeypatch)
-    pace = Pace()
-    pace.learn(QUICK)
-    for _ in range(5):
-        backend.submit(Call("f", b"", lambda _outcome: None, pace=pace))
-    assert not worker.listened_to
-    await ended(backend)
-
-
-async def test_nobody_is_listened_to_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each time takes a while, for each worker."""
-    backend, worker = await with_answering_worker(monkeypatch, 1000.0)
-    backend.submit(Call("f", b"", lambda _outcome: None))
-    worker.listen()
-    assert backend._listened > 0
-    for _ in range(5):
-        backend.submit(Call("f", b"", lambda _outcome: None))
-    assert worker.listened_to == 1
-    await ended(backend)
-
-
-async def test_nobody_is_listened_to_while_messages_are_dealt_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that come later would be dealt with before the rest of them."""
-    backend, worker = await with_answering_worker(monkeypatch)
-
-    def submit_more(_outcome: Outcome) -> None:
-        before = worker.listened_to
-        for _ in range(3):
-            backend.submit(Call("f", b"", lambda _outcome: None))
-        assert worker.listened_to == before
-
-    backend.submit(Call("f", b"", submit_more))
-    worker.listen()
-    backend.submit(Call("f", b"", lambda _outcome: None))
-    assert worker.listened_to == 2
-    await ended(backend)
-
-
-def short_call(finish: Callable[[Outcome], None] = lambda _outcome: None) -> Call:
-    """Return one of those of which workers get some ahead."""
-    pace = Pace()
-    pace.learn(2 * QUICK)
-    return Call("f", b"", finish, pace=pace)
-
-
-class Lulls(Answering):
-    """Tells whether it is to be read."""
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.read = asyncio.Event()
-        self.read.set()
-
     def pause_reading(self) -> None:
         """Not now."""
         self.read.clear()
@@ -289,12 +202,27 @@ class Lulls(Answering):
         self.read.set()
 
 
-async def with_many_calls(
-    monkeypatch: pytest.MonkeyPatch, finish: Callable[[Outcome], None]
-) -> tuple[LocalBackend, Lulls]:
+async def ended(backend: LocalBackend) -> None:
+    """End it."""
+    backend.terminate()
+    await backend.join()
+
+
+def short_call(finish: Callable[[Outcome], None] = lambda _outcome: None) -> Call:
+    """Return one of those of which workers get some ahead."""
+    pace = Pace()
+    pace.learn(2 * QUICK)
+    return Call("f", b"", finish, pace=pace)
+
+
+async def with_many_calls(finish: Callable[[Outcome], None]) -> tuple[LocalBackend, Answering]:
     """Return a backend at which a hundred calls wait, and its worker, which has answered some."""
-    backend, worker = await with_answering_worker(monkeypatch, 1000.0, Lulls)
-    assert isinstance(worker, Lulls)
+    workers = Workers()
+    workers.kind = Answering
+    backend = backend_with(workers)
+    await backend.start()
+    [worker] = backend._processes.values()
+    assert isinstance(worker, Answering)
     for _ in range(100):
         backend.submit(short_call(finish))
     assert worker.read.is_set()
@@ -302,12 +230,10 @@ async def with_many_calls(
     return backend, worker
 
 
-async def test_while_many_short_calls_wait_workers_are_listened_to_now_and_then(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_while_many_short_calls_wait_workers_are_listened_to_now_and_then() -> None:
     """To be woken for each answer would take the time from them. In the end it is as ever."""
     outcomes: list[Outcome] = []
-    backend, worker = await with_many_calls(monkeypatch, outcomes.append)
+    backend, worker = await with_many_calls(outcomes.append)
     assert 0 < len(outcomes) < 50
     assert not worker.read.is_set()
     await worker.read.wait()
@@ -320,7 +246,7 @@ async def test_while_many_short_calls_wait_workers_are_listened_to_now_and_then(
     await ended(backend)
 
 
-async def test_a_lull_ends_whatever_is_raised_at_the_end_of_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_lull_ends_whatever_is_raised_at_the_end_of_a_call() -> None:
     """Or nothing would be heard any more."""
     outcomes: list[Outcome] = []
 
@@ -329,7 +255,7 @@ async def test_a_lull_ends_whatever_is_raised_at_the_end_of_a_call(monkeypatch: 
         if len(outcomes) in (50, 70):
             raise LookupError
 
-    backend, worker = await with_many_calls(monkeypatch, finish)
+    backend, worker = await with_many_calls(finish)
     troubles: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _loop, context: troubles.append(context["exception"]))
     assert not worker.read.is_set()

@@ -945,20 +945,6 @@ def test_only_where_many_calls_wait_more_than_one_is_sent_ahead() -> None:
     assert pool.waiting == 3
 
 
-@pytest.mark.parametrize("seconds", [0.0, decisions.QUICK, 2 * decisions.QUICK, math.inf])
-def test_calls_are_slow_that_take_longer_than_to_make_them(seconds: float) -> None:
-    """As those are that nobody has seen yet, as far as is known; if any wait."""
-    pool = running_pool()
-    assert not pool.slow
-    pool.submit(new_call(), 0)
-    assert not pool.slow
-    pool.submit(new_call(seconds=math.inf), 0)
-    pool.submit(new_call(seconds=seconds), 0)
-    assert pool.slow
-    pool.replied(1, [(pool.workers[1].calls[0].id, ANSWER)], 0)
-    assert pool.slow == (seconds > decisions.QUICK)
-
-
 @pytest.mark.parametrize(
     ("seconds", "at_ease"),
     [

@@ -57,11 +57,6 @@ class Dispatcher(Decisions):
         return len(self._backlog)
 
     @property
-    def slow(self) -> bool:
-        """Whether calls wait that take longer, as far as is known, than making them: workers can keep up with them."""
-        return len(self._backlog) > 0 and self._backlog.first().pace.seconds > QUICK
-
-    @property
     def at_ease(self) -> bool:
         """Whether so many calls wait that workers have some ahead, and will be busy with these for a while."""
         many = len(self._backlog) >= max(1, self._many)

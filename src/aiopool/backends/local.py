@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 from collections.abc import Callable
-from time import monotonic
 
 from .. import log_records, wire
 from ..arena import Arena
@@ -30,9 +28,6 @@ from .start_methods import UNGUARDED, UNGUARDED_TEXT
 from .survey import stacks_of, stats_of
 
 __all__ = ["LocalBackend"]
-
-LISTEN = 0.0005
-"""Seconds, for each seat, after which workers are listened to while calls are made and the loop has no turn."""
 
 LULL = 0.001
 """Seconds after which workers that have enough to do are listened to, all at once."""
@@ -78,8 +73,6 @@ class LocalBackend(Shell):
         self.pickling: Pickling = self._setup.pickling
         self.concurrency: int = self._setup.looping.concurrency
         self.arena: Arena = Arena()
-        self._listened = 0.0  # the last time; infinite while messages are dealt with, which must keep their order
-        self._listen_every = LISTEN * seats
         self._lull: asyncio.TimerHandle | None = None  # its end
 
     @property
@@ -122,7 +115,7 @@ class LocalBackend(Shell):
         """Return when workers of new seats are ready and those of closed ones gone; or raise what a call would get."""
         if self.phase is not PoolPhase.RUNNING:
             raise self.refusal()
-        self._setup, self._listen_every = self._setup_for(seats), LISTEN * seats
+        self._setup = self._setup_for(seats)
         if self._resized is None:
             self._resized = self.loop.create_future()
         resized = self._resized
@@ -133,19 +126,10 @@ class LocalBackend(Shell):
 
     def submit(self, call: Call) -> None:
         """Take a call."""
-        call.submitted = now = self.loop.time()
-        if (instant := monotonic()) - self._listened > self._listen_every:  # in uvloop, a turn is an instant
-            self._listened = instant
-            if self._dispatcher.slow:
-                self._listen()
-        commands = self._dispatcher.submit(call, now)
+        call.submitted = self.loop.time()
+        commands = self._dispatcher.submit(call, call.submitted)
         if commands:
             self._perform(commands)
-
-    def _listen(self) -> None:
-        """Take note of what workers have sent, so that they get what waits."""
-        for process in list(self._processes.values()):
-            process.listen()
 
     def cancel(self, call: Call) -> None:
         """End a call. One that runs is stopped.
@@ -242,11 +226,7 @@ class LocalBackend(Shell):
 
     def received(self, worker: int, frames: list[wire.Frame]) -> None:
         """A worker sent messages."""
-        self._listened = math.inf
-        try:
-            self._heard(worker, frames, self.loop.time())
-        finally:
-            self._listened = monotonic()
+        self._heard(worker, frames, self.loop.time())
         self._begin_lull()
 
     def _begin_lull(self) -> bool:
@@ -262,7 +242,8 @@ class LocalBackend(Shell):
 
     def _end_lull(self) -> None:
         try:
-            self._listen()
+            for process in list(self._processes.values()):
+                process.listen()
         finally:
             self._lull = None
             if not self._begin_lull():
