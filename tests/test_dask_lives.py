@@ -199,16 +199,6 @@ if __name__ == "__main__":
 """
 
 
-def test_a_forgotten_pool_is_warned_of_and_its_workers_go(tmp_path: Path) -> None:
-    """Though the loop is closed."""
-    program = tmp_path / "forgetful.py"
-    program.write_text(FORGETFUL)
-    with session("-W", "always::ResourceWarning", program) as process:
-        _, errors = process.communicate()
-    assert "ResourceWarning: unclosed AioPool (running: 1 workers" in errors
-    assert process.returncode == 0
-
-
 INTERRUPTED = """
 import asyncio
 from distributed import Scheduler
@@ -230,10 +220,14 @@ if __name__ == "__main__":
 """
 
 
-def test_a_loop_ends_while_the_scheduler_of_an_open_pool_sends(tmp_path: Path) -> None:
-    """`asyncio.run` cancels all tasks at its end, among them the one that writes, for which the scheduler waits."""
-    program = tmp_path / "interrupted.py"
-    program.write_text(INTERRUPTED)
+@pytest.mark.parametrize("text", [FORGETFUL, INTERRUPTED], ids=["forgotten", "open while the scheduler sends"])
+def test_a_pool_that_is_left_open_is_warned_of_and_its_workers_go(text: str, tmp_path: Path) -> None:
+    """Though the loop is closed.
+
+    `asyncio.run` cancels all tasks at its end, among them the one that writes, for which the scheduler waits.
+    """
+    program = tmp_path / "program.py"
+    program.write_text(text)
     with session("-W", "always::ResourceWarning", program) as process:
         _, errors = process.communicate(timeout=30)
     assert "ResourceWarning: unclosed AioPool (running: 1 workers" in errors

@@ -7,21 +7,18 @@ import contextlib
 from collections.abc import Callable
 
 from .. import log_records, wire
-from ..arena import Arena
 from ..calls import Call, Reply, ids
 from ..commands import Finish
 from ..exceptions import AioPoolError, InitializerError
-from ..hooks import Hooks, WorkerLeft, WorkerStarted
+from ..hooks import WorkerLeft, WorkerStarted
 from ..phases import PoolPhase, WorkerPhase
-from ..pickling import Pickling
-from ..recycling import IdlePolicy, RecyclePolicy
 from ..seats import Worker
 from ..sharing import CallPayload, Share
 from ..stacks import WorkerStack
 from ..stats import PoolStats
 from .base import not_running
-from .handles import End, Handle, Observer, Setup
-from .remains import LocalRemains, abandon_all
+from .handles import End, Handle
+from .remains import abandon_all
 from .reports import ANSWERS, VALUE, failure_of, reply_in
 from .shell import Shell
 from .start_methods import UNGUARDED, UNGUARDED_TEXT
@@ -36,44 +33,11 @@ LOGS = (wire.Kind.LOG, wire.Kind.UNLOGGED)
 
 
 class LocalBackend(Shell):
-    """Runs calls in workers on this machine. See `aiopool.backends.base.Backend`.
+    """Runs calls in workers on this machine. See `aiopool.backends.base.Backend`, and for its arguments `Shell`."""
 
-    Args:
-        seats: how many.
-        setup: says how they are started where there are so many.
-        policy: when they have served enough.
-        grace: seconds from the interruption of a call to the end of its worker; 0 for no interruption.
-        start_timeout: seconds that a worker has to become ready.
-        idling: which workers go that have nothing to do.
-        hooks: told what happens.
-        kind: of worker.
-    """
-
-    loop: asyncio.AbstractEventLoop
     shortest_chunk: float = 0.0
     streams: bool = True
-
-    def __init__(
-        self,
-        seats: int,
-        setup: Callable[[int], Setup],
-        policy: RecyclePolicy,
-        *,
-        grace: float,
-        start_timeout: float,
-        idling: IdlePolicy,
-        hooks: Hooks,
-        kind: Callable[[int, int, asyncio.AbstractEventLoop, Setup, Observer], Handle],
-    ) -> None:
-        self.remains: LocalRemains = LocalRemains(self)
-        super().__init__(
-            seats, setup, policy, grace=grace, start_timeout=start_timeout, idling=idling, hooks=hooks, kind=kind,
-            processes=self.remains.processes,
-        )  # fmt: skip
-        self.pickling: Pickling = self._setup.pickling
-        self.concurrency: int = self._setup.looping.concurrency
-        self.arena: Arena = Arena()
-        self._lull: asyncio.TimerHandle | None = None  # its end
+    _lull: asyncio.TimerHandle | None = None  # its end
 
     @property
     def seats(self) -> int:
@@ -197,10 +161,6 @@ class LocalBackend(Shell):
             self._timer.cancel()
         if not self.loop.is_closed():
             self._perform([command for command in commands if isinstance(command, Finish)])
-
-    def _over(self) -> None:
-        self.arena.close()
-        self.remains.forget_shares()
 
     def describe(self) -> str:
         """Return the state in a few words."""

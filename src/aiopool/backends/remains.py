@@ -4,19 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import weakref
+from typing import Protocol
 
 from ..phases import PoolPhase
 from ..sharing import Share
-from .base import Backend
 from .handles import Handle
 
 __all__ = ["LocalRemains", "abandon_all"]
 
 
+class Owner(Protocol):
+    """What there is of a backend as long as somebody holds it; see `aiopool.backends.base.Backend`."""
+
+    loop: asyncio.AbstractEventLoop
+
+    @property
+    def phase(self) -> PoolPhase:
+        """Where it stands."""
+        ...
+
+    def abandon(self) -> None:
+        """End it."""
+
+    def describe(self) -> str:
+        """Return its state in a few words."""
+        ...
+
+
 class LocalRemains:
     """The workers of a backend, and what it has shared. See `aiopool.backends.base.Remains`."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Owner) -> None:
         self.processes: dict[int, Handle] = {}
         self.shares: weakref.WeakSet[Share] = weakref.WeakSet()
         self.loop: asyncio.AbstractEventLoop | None = None

@@ -8,15 +8,18 @@ from collections import deque
 from collections.abc import Callable
 
 from .. import wire
+from ..arena import Arena
 from ..calls import Call, CallKind
 from ..commands import Command, Dismiss, Finish, Interrupt, Kill, Recall, Send, Spawn
 from ..dispatch import Dispatcher
 from ..hooks import CallStarted, Hooks
 from ..phases import PoolPhase
+from ..pickling import Pickling
 from ..recycling import IdlePolicy, RecyclePolicy
 from ..stats import Tally
 from .handles import End, Handle, Observer, Setup
 from .process import failed_start
+from .remains import LocalRemains
 from .reports import ended
 
 __all__ = ["RESERVE", "Shell"]
@@ -55,7 +58,6 @@ class Shell(abc.ABC):
         idling: which workers go that have nothing to do.
         hooks: told what happens.
         kind: of worker.
-        processes: what there is of each worker, by its number.
     """
 
     loop: asyncio.AbstractEventLoop
@@ -71,23 +73,26 @@ class Shell(abc.ABC):
         idling: IdlePolicy,
         hooks: Hooks,
         kind: Callable[[int, int, asyncio.AbstractEventLoop, Setup, Observer], Handle],
-        processes: dict[int, Handle],
     ) -> None:
         self._tell = hooks.tell if hooks else None
         self._setup_for = setup
         self._setup = setup(seats)
+        self.pickling: Pickling = self._setup.pickling
+        self.concurrency: int = self._setup.looping.concurrency
+        self.arena: Arena = Arena()
+        self.remains: LocalRemains = LocalRemains(self)
         self._make = kind
         self._dispatcher = Dispatcher(
             seats,
             policy,
             grace=grace,
             start_timeout=start_timeout,
-            concurrency=self._setup.looping.concurrency,
+            concurrency=self.concurrency,
             depth=DEPTH,
             reserve=RESERVE,
             idling=idling,
         )
-        self._processes = processes
+        self._processes = self.remains.processes
         self._unstarted: deque[int] = deque()  # workers that are to get a process
         self._tally = Tally()
         self._commands: deque[Command] = deque()
@@ -118,9 +123,15 @@ class Shell(abc.ABC):
     def gone(self, worker: int, end: End) -> None:
         """A worker's process has been reaped, or could not be started."""
 
+    # What remains of it needs these.
+
     @abc.abstractmethod
-    def _over(self) -> None:
-        """The pool is closed."""
+    def abandon(self) -> None:
+        """End everything for a pool that nobody holds any more."""
+
+    @abc.abstractmethod
+    def describe(self) -> str:
+        """Return the state in a few words."""
 
     # Commands.
 
@@ -230,6 +241,11 @@ class Shell(abc.ABC):
             self._timer, self._timer_at = self.loop.call_at(deadline, self._tick), deadline
         if self._notice is not None:
             self._notice()
+
+    def _over(self) -> None:
+        """Nothing is kept for a pool that is closed."""
+        self.arena.close()
+        self.remains.forget_shares()
 
     def _tick(self) -> None:
         self._timer = None
