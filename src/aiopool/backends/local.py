@@ -35,6 +35,7 @@ LOGS = (wire.Kind.LOG, wire.Kind.UNLOGGED)
 class LocalBackend(Shell):
     """Runs calls in workers on this machine. See `aiopool.backends.base.Backend`, and for its arguments `Shell`."""
 
+    loop: asyncio.AbstractEventLoop
     shortest_chunk: float = 0.0
     streams: bool = True
     _lull: asyncio.TimerHandle | None = None  # its end
