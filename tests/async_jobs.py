@@ -328,11 +328,12 @@ async def await_after(path: str, end: int) -> AsyncIterator[int]:
 
 
 def never_closes(path: str) -> Iterator[int]:
-    tell(path, os.getpid())
-    while True:
-        with contextlib.suppress(GeneratorExit):
+    """Block when it is closed, and when it is interrupted between two values."""
+    try:
+        tell(path, os.getpid())
+        while True:
             yield 1
-            continue
+    finally:
         block_the_loop()
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 import jobs
-from aiopool import AioPool, arena, parcels
+from aiopool import AioPool, arena, parcels, wire
 from aiopool.arena import Arena, Block
 from aiopool.parcels import Parcel
 from aiopool.worker.inbox import Inbox
@@ -153,8 +153,7 @@ def test_no_more_than_so_much_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_small_parcels_have_memory_of_their_own() -> None:
     """It is copied by who gets it, and gone."""
     memory = Arena()
-    with contextlib.closing(parcel_in(memory, b"x" * (SIZE - 64))):
-        assert not memory.uses
+    parcel_in(memory, b"x" * (SIZE - 64)).close()
     assert not memory.keeps
 
 
@@ -218,7 +217,6 @@ def test_where_locks_are_not_what_they_should_be_memory_is_new(
     assert not memory.works
     with contextlib.closing(parcel_in(memory)) as parcel:
         assert [bytes(part) for part in parcel.parts()] == [b"x" * SIZE]
-    assert not memory.uses
     assert not memory.keeps
 
 
@@ -233,9 +231,10 @@ def test_where_a_lock_cannot_be_had_any_more_the_parcel_lies_in_a_buffer(monkeyp
 
 
 class Clock:
-    """A loop's clock."""
+    """The time, and a loop that has it."""
 
     def __init__(self) -> None:
+        self.now = 1000.0
         self.due: list[tuple[float, Callable[..., object], tuple[Any, ...]]] = []
         self.closed = False
 
@@ -247,50 +246,72 @@ class Clock:
 
     def call_later(self, seconds: float, function: Callable[..., object], *args: object) -> None:
         """Keep it for `strike`."""
-        self.due.append((seconds, function, args))
+        self.due.append((self.now + seconds, function, args))
 
-    def strike(self) -> None:
-        """Do what is due; there is never more than one thing."""
-        ((seconds, function, args),) = self.due
-        assert seconds == arena.LASTING
+    def strike(self) -> float:
+        """Do what is due next, at its time, and return that; there is never more than one thing."""
+        ((self.now, function, args),) = self.due
         self.due.clear()
         function(*args)
+        return self.now - 1000
 
 
-def test_what_is_not_used_for_a_while_is_given_back() -> None:
-    """And then nobody looks any more."""
-    memory, clock = Arena(), Clock()
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock that arenas look at."""
+    made = Clock()
+    monkeypatch.setattr(arena, "monotonic", lambda: made.now)
+    monkeypatch.setattr(arena, "LASTING", 1.0)
+    return made
+
+
+def test_what_is_not_used_for_a_while_is_given_back(clock: Clock) -> None:
+    """Each block in its time, and then nobody looks any more."""
+    memory = Arena()
     memory.attend(clock)  # type: ignore[arg-type]
     assert not clock.due
-    parcel_in(memory).close()
-    parcel_in(memory).close()
-    clock.strike()
-    assert memory.keeps  # the second was later
-    clock.strike()
+    one, other = parcel_in(memory), parcel_in(memory)
+    one.close()
+    clock.now += 0.25
+    other.close()
+    assert clock.strike() == 1
+    assert memory.keeps
+    assert clock.strike() == 1.25
     assert not memory.keeps
     assert not clock.due
+
+
+def test_what_is_used_is_not_given_back(clock: Clock) -> None:
+    """Until it is not used any more."""
+    memory = Arena()
+    memory.attend(clock)  # type: ignore[arg-type]
     parcel_in(memory).close()
+    clock.now += 0.75
+    parcel_in(memory).close()
+    assert clock.strike() == 1
+    assert memory.keeps
     parcel = parcel_in(memory)
-    clock.strike()
+    assert clock.strike() == 1.75
     assert not memory.keeps
     assert not clock.due
     parcel.close()
-    clock.strike()
+    assert clock.strike() == 2.75
     assert not memory.keeps
 
 
-def test_what_was_kept_before_there_was_a_loop_is_given_back_by_it() -> None:
+def test_what_was_kept_before_there_was_a_loop_is_given_back_by_it(clock: Clock) -> None:
     """A worker gets one late."""
-    memory, clock = Arena(), Clock()
+    memory = Arena()
     parcel_in(memory).close()
+    clock.now += 0.25
     memory.attend(clock)  # type: ignore[arg-type]
-    clock.strike()
+    assert clock.strike() == 1
     assert not memory.keeps
 
 
-def test_when_the_loop_is_closed_nothing_is_kept() -> None:
+def test_when_the_loop_is_closed_nothing_is_kept(clock: Clock) -> None:
     """Nobody would look."""
-    memory, clock = Arena(), Clock()
+    memory = Arena()
     memory.attend(clock)  # type: ignore[arg-type]
     clock.closed = True
     for _ in range(2):
@@ -298,29 +319,38 @@ def test_when_the_loop_is_closed_nothing_is_kept() -> None:
         assert not memory.keeps
 
 
-def test_a_worker_to_which_nothing_comes_for_a_while_gives_it_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It waits on then, however long."""
-    monkeypatch.setattr("aiopool.worker.inbox.LASTING", 0.0)
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_worker_gives_back_what_it_has_not_used_for_a_while(clock: Clock, *, busy: bool) -> None:
+    """While it waits, which it goes on to do; and while one call comes after the other."""
     memory = Arena()
     parcel_in(memory).close()
     one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
     class Poll:
-        """Says how it was asked; at the second time there is something."""
+        """Lets time pass; the third time, something comes."""
 
         def __init__(self) -> None:
-            self.asked: list[tuple[object, bool]] = []
+            self.asked: list[float | None] = []
 
-        def poll(self, *patience: float) -> list[int]:
-            self.asked.append((patience, memory.keeps))
-            return [] if patience else [1]
+        def poll(self, patience: float | None) -> None:
+            self.asked.append(patience)
+            clock.now += 0.5
+            if len(self.asked) == 3:
+                wire.send(other, *wire.encode(wire.Kind.DROP))
 
     with one, other:
         inbox = Inbox(one, memory)
         poll = inbox._poll = Poll()  # type: ignore[assignment]
-        inbox._wait()
-        inbox._wait()
-    assert poll.asked == [((0.0,), True), ((), False), ((), False)]
+        if busy:
+            for _ in range(3):
+                assert memory.keeps
+                wire.send(other, *wire.encode(wire.Kind.DROP))
+                inbox.receive()
+                clock.now += 0.5
+        else:
+            inbox.receive()
+            assert poll.asked == [1000, 500, None]
+    assert not memory.keeps
 
 
 @pytest.mark.both_loops

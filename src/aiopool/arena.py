@@ -14,12 +14,13 @@ import mmap
 import os
 import weakref
 from collections.abc import Sequence
+from time import monotonic
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["LASTING", "Arena", "Block", "write"]
+__all__ = ["Arena", "Block", "write"]
 
 MOST_KEPT = 256 * 1024 * 1024
 """Bytes of memory that an arena keeps, if it is not used at present."""
@@ -28,7 +29,7 @@ MOST_BLOCKS = 16
 """The same in blocks: each has a descriptor."""
 
 LASTING = 1.0
-"""Seconds for which memory is kept that is not used."""
+"""Seconds for which a block is kept that is not used."""
 
 NOTHING: memoryview = memoryview(b"")
 
@@ -45,13 +46,15 @@ class Block:
     Attributes:
         size: the same.
         written: how much has been; the rest takes no memory.
+        put_at: when it was put into an arena, by the monotonic clock.
     """
 
-    __slots__ = ("_content", "_descriptor", "_mapping", "size", "written")
+    __slots__ = ("_content", "_descriptor", "_mapping", "put_at", "size", "written")
 
     def __init__(self, size: int) -> None:
         self.size: int = size
         self.written: int = 0
+        self.put_at: float = 0.0
         self._mapping: mmap.mmap | None = None
         self._content: memoryview = NOTHING
         self._descriptor: int = -1
@@ -109,15 +112,10 @@ class Block:
 
 
 class Arena:
-    """The blocks of one owner. Any thread may use it, and destructors may.
-
-    Attributes:
-        uses: how many blocks have been taken.
-    """
+    """The blocks of one owner. Any thread may use it, and destructors may."""
 
     def __init__(self) -> None:
-        self.uses: int = 0
-        self._kept: list[Block] = []  # which it has not lent; others may still have them
+        self._kept: list[Block] = []  # which it has not lent, the oldest first; others may still have them
         self._works: bool | None = None
         self._most = MOST_BLOCKS
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -138,48 +136,62 @@ class Arena:
 
     def take(self, size: int) -> Block:
         """Return a free block for so many bytes; raise OSError if there is no more memory, or no descriptor left."""
-        self.uses += 1
         size = 1 << (size - 1).bit_length()  # those that are nearly as large can have the same
         for block in [each for each in self._kept if each.size == size]:
             with contextlib.suppress(ValueError):  # another thread has taken it
                 self._kept.remove(block)
                 if block.free:
                     return block
-                self._kept.append(block)
+                self._keep(block)
         return Block(size)
 
     def put(self, block: Block) -> None:
         """Take back what was lent. It may be some time yet until others have done so with theirs."""
         kept = self._kept
-        kept.append(block)
+        self._keep(block)
         with contextlib.suppress(IndexError):  # another thread has taken the last
             while len(kept) > self._most or sum(each.written for each in kept) > MOST_KEPT:
                 del kept[0]
         if kept and self._loop is not None:
-            self._have_looked_at(self._loop)
+            self._have_tidied(self._loop, LASTING)
+
+    def _keep(self, block: Block) -> None:
+        block.put_at = monotonic()
+        self._kept.append(block)
+
+    def tidy(self) -> float | None:
+        """Give back what has not been used for a while.
+
+        Returns:
+            the seconds until that is to be done again, or None if nothing is kept.
+        """
+        kept = self._kept
+        with contextlib.suppress(IndexError):  # nothing is left
+            while (rest := kept[0].put_at + LASTING - monotonic()) <= 0:
+                del kept[0]
+            return rest
+        return None
 
     def attend(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Have memory that has not been used for `LASTING` seconds given back by this loop."""
+        """Have this loop do `tidy` when it is due."""
         self._loop = loop
-        if self._kept:
-            self._have_looked_at(loop)
+        if (rest := self.tidy()) is not None:
+            self._have_tidied(loop, rest)
 
-    def _have_looked_at(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _have_tidied(self, loop: asyncio.AbstractEventLoop, rest: float) -> None:
         if self._attended:
             return
         self._attended = True
         try:
-            loop.call_soon_threadsafe(loop.call_later, LASTING, self._look, loop, self.uses)
+            loop.call_soon_threadsafe(loop.call_later, rest, self._tidy_in, loop)
         except RuntimeError:  # it is closed
             self._attended = False
             self.clear()
 
-    def _look(self, loop: asyncio.AbstractEventLoop, uses: int) -> None:
+    def _tidy_in(self, loop: asyncio.AbstractEventLoop) -> None:
         self._attended = False
-        if uses == self.uses:
-            self.clear()
-        elif self._kept:
-            self._have_looked_at(loop)
+        if (rest := self.tidy()) is not None:
+            self._have_tidied(loop, rest)
 
     def clear(self) -> None:
         """Give back what is not used."""

@@ -7,7 +7,7 @@ import select
 import socket
 
 from .. import sharing, wire
-from ..arena import LASTING, Arena
+from ..arena import Arena
 from ..pickling import Pickling
 
 __all__ = ["Inbox", "take_share"]
@@ -21,7 +21,7 @@ class Inbox:
 
     Args:
         channel: from the parent.
-        arena: gives its memory back when nothing has come for a while.
+        arena: has its memory given back in time.
     """
 
     def __init__(self, channel: socket.socket, arena: Arena | None = None) -> None:
@@ -39,17 +39,12 @@ class Inbox:
     def receive(self) -> wire.Frame:
         """Wait for a message."""
         while True:
+            rest = self._arena.tidy() if self._arena is not None else None
             frame = self.received()
             if frame is not None:
                 return frame
             self.check()
-            self._wait()
-
-    def _wait(self) -> None:
-        arena = self._arena
-        if arena is not None and arena.keeps and not self._poll.poll(1000 * LASTING):
-            arena.clear()
-        self._poll.poll()
+            self._poll.poll(None if rest is None else 1000 * rest)
 
     def received(self) -> wire.Frame | None:
         """Return a message that has come, or None."""
