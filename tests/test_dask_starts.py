@@ -82,9 +82,13 @@ async def test_a_worker_that_is_still_starting_is_killed_where_nobody_can_wait(l
     with dask.config.set({"distributed.worker.preload": [hanging]}):
         starting = asyncio.create_task(pool.start())
         assert await latch.told() == "here"
-        backend_of(pool)._connection.kill_own()
+        connection = backend_of(pool)._connection
+        own = connection._own_cluster
+        assert own is not None
+        connection.kill_own()
         with pytest.raises(InitializerError):
             await starting
+    own.kill()  # nobody is left
 
 
 STARTING = """

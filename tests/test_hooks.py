@@ -232,6 +232,22 @@ def by_name(kind: type[Event]) -> str:
     return kind.__name__
 
 
+class InterruptsItsPickling:
+    """As Ctrl-C does where no loop handles it."""
+
+    def __reduce__(self) -> str:
+        raise KeyboardInterrupt
+
+
+async def test_a_call_whose_pickling_is_interrupted_ends(diary: Diary) -> None:
+    """It was never sent anywhere."""
+    async with AioPool(1, hooks=[diary]) as pool:
+        with pytest.raises(KeyboardInterrupt):
+            pool.submit(jobs.square, InterruptsItsPickling())  # type: ignore[arg-type]
+    assert diary.ends == ["cancelled"]
+    diary.check()
+
+
 @pytest.mark.parametrize("kind", EVENTS, ids=by_name)
 def test_a_hook_that_exits_ends_the_program_and_leaves_nothing_hanging(kind: type[Event]) -> None:
     """Whatever was begun comes to its end first, so that the pool can be left."""

@@ -11,13 +11,14 @@ import resource
 import select
 import signal
 import threading
+import types
 from collections.abc import Iterator
 
 import pytest
 
 import jobs
 from aiopool import AioPool, InitializerError, WorkerDied, wire
-from aiopool.backends.group import PIDFD_SIGNAL_PROCESS_GROUP
+from aiopool.backends.group import PIDFD_SIGNAL_PROCESS_GROUP, Group
 from aiopool.backends.handles import End, Observer, Setup
 from aiopool.backends.process import WorkerProcess
 from aiopool.hooks import CallEnded
@@ -111,6 +112,22 @@ async def test_an_older_kernel_does_as_well(start_method: str, latch: Latch) -> 
         assert await pool.apply(jobs.square, (3,)) == 9
     if start_method == "forkserver":
         await gone_without_pidfds(grandchild)
+
+
+def test_a_number_that_may_be_somebody_elses_gets_no_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without pidfds, whether a process has ended is known by its exit code only."""
+    monkeypatch.delattr(os, "pidfd_open")
+    sent: list[tuple[int, int]] = []
+    for name in ("kill", "killpg"):
+        monkeypatch.setattr(os, name, lambda *signal: sent.append(signal))
+    process = types.SimpleNamespace(pid=os.getpid(), exitcode=None)
+    group = Group(process, reaped_here=False)  # type: ignore[arg-type]
+    group.signal(signal.SIGTERM)
+    assert sent == [(process.pid, signal.SIGTERM)]
+    process.exitcode = 0
+    group.signal(signal.SIGTERM)
+    group.kill()
+    assert len(sent) == 1
 
 
 async def gone_without_pidfds(pid: int) -> None:
