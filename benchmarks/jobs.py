@@ -65,6 +65,12 @@ def ones(count: int) -> Any:
     return np.ones(count)
 
 
+def echo(messages: Any) -> None:
+    """Send back what comes over a connection, until that is nothing."""
+    while message := messages.recv():
+        messages.send(message)
+
+
 async def nap(seconds: float) -> float:
     """Wait, and let others go on."""
     import asyncio

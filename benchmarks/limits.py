@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import multiprocessing
 import os
 import pickle
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING
 
-from . import jobs
+from . import jobs, processes
 from .cell import WORKERS, Cell
 
 if TYPE_CHECKING:
@@ -28,9 +29,11 @@ __all__ = [
     "bare_busy",
     "bare_calls",
     "bare_map",
+    "bare_memory",
     "bare_naps",
     "bare_processes",
     "bare_start",
+    "bare_workers",
     "ping_pong",
 ]
 
@@ -106,6 +109,7 @@ class BareCalls:
     def __init__(self, workers: list[socket.socket], ahead: int) -> None:
         self._ahead = ahead
         self._loop = asyncio.get_running_loop()
+        self._numbers = itertools.count()
         self._futures: dict[int, asyncio.Future[object]] = {}
         self._waiting: deque[bytes] = deque()
         self._under_way = dict.fromkeys(workers, 0)
@@ -120,8 +124,9 @@ class BareCalls:
 
     def call(self, function: Callable[..., object], *args: object) -> asyncio.Future[object]:
         """Begin a call."""
-        future = self._futures[len(self._futures)] = self._loop.create_future()
-        self._waiting.append(pickle.dumps((len(self._futures) - 1, function, args), 5))
+        number = next(self._numbers)
+        future = self._futures[number] = self._loop.create_future()
+        self._waiting.append(pickle.dumps((number, function, args), 5))
         return future
 
     def feed(self) -> None:
@@ -135,7 +140,7 @@ class BareCalls:
         with contextlib.suppress(BlockingIOError):
             while True:
                 number, value = pickle.loads(worker.recv(65536))
-                self._futures[number].set_result(value)
+                self._futures.pop(number).set_result(value)
                 self._under_way[worker] -= 1
         self.feed()
 
@@ -161,17 +166,25 @@ def bare_busy(calls: int, seconds: float) -> Work:
 
 
 async def _bare_seconds(count: int, ahead: int, function: Callable[..., object], *args: object) -> float:
-    with contextlib.ExitStack() as workers:
-        sockets = [workers.enter_context(_bare_worker(ANSWER, socket.SOCK_SEQPACKET)) for _ in range(WORKERS)]
-        bare = BareCalls(sockets, ahead)
+    with bare_workers(ahead) as bare:
         for many in (max(1, count // 10), count):
             began = time.perf_counter()
             futures = [bare.call(function, *args) for _ in range(many)]
             bare.feed()
             await asyncio.gather(*futures)
-        seconds = time.perf_counter() - began
-        bare.close()
-    return seconds
+        return time.perf_counter() - began
+
+
+@contextlib.contextmanager
+def bare_workers(ahead: int) -> Iterator[BareCalls]:
+    """Run workers that do nothing but answer calls, with so many of them on their way to each."""
+    with contextlib.ExitStack() as workers:
+        sockets = [workers.enter_context(_bare_worker(ANSWER, socket.SOCK_SEQPACKET)) for _ in range(WORKERS)]
+        bare = BareCalls(sockets, ahead)
+        try:
+            yield bare
+        finally:
+            bare.close()
 
 
 def bare_map(count: int) -> Work:
@@ -265,6 +278,26 @@ async def bare_start(_cell: Cell) -> float:
     for process in processes:
         process.join()
     return milliseconds
+
+
+async def bare_memory(_cell: Cell) -> float:
+    """Return the megabytes that are a process's own which aiopool's fork server has made, and which only echoes."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["aiopool.worker.preloaded"])
+    pipes = [context.Pipe() for _ in range(WORKERS)]
+    workers = [context.Process(target=jobs.echo, args=(theirs,)) for _, theirs in pipes]
+    for worker in workers:
+        worker.start()
+    for ours, _ in pipes:
+        for _ in range(20):
+            ours.send(MESSAGE)
+            ours.recv()
+    found = [processes.private_bytes(worker.pid or 0) for worker in workers]
+    for ours, _ in pipes:
+        ours.send(None)
+    for worker in workers:
+        worker.join()
+    return statistics.median(found) / 1e6
 
 
 async def array_copy(cell: Cell) -> float:

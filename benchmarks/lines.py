@@ -132,10 +132,11 @@ def _lives() -> Iterable[Line]:
 
 def _costs() -> Iterable[Line]:
     yield Line("loop_lag", "loop lag while 8 coroutines call, 99th percentile", "ms", False, work.loop_lag, NO_WORSE,
-               limit=work.bare_lag, limit_title="an idle loop")  # fmt: skip
+               limit=work.bare_lag, limit_title="bare futures, pickles and sockets")  # fmt: skip
     yield Line("idle", "CPU of an idle pool over 5 s", "% of a core", False, work.idle, (Target(VALUE, 0.05),),
                limit=work.bare_cpu, limit_title="no pool")  # fmt: skip
-    yield Line("worker_memory", "private memory of an idle worker", "MB", False, work.worker_memory, NO_WORSE)
+    yield Line("worker_memory", "private memory of an idle worker", "MB", False, work.worker_memory, NO_WORSE,
+               limit=limits.bare_memory, limit_title="bare processes of the fork server")  # fmt: skip
     yield Line("queue", "parent's memory for each of 50,000 waiting calls", "bytes", False, work.queue, NO_WORSE)
 
 

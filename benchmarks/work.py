@@ -14,7 +14,7 @@ from typing import Any
 
 from . import jobs, processes
 from .cell import WORKERS, Cell, clocked, warm_up
-from .limits import ARRAY_BYTES
+from .limits import ARRAY_BYTES, bare_workers
 from .peers import NotThere, Peer
 
 __all__ = [
@@ -359,26 +359,39 @@ async def _lag(seconds: float) -> float:
     return 1000 * sorted(lags)[int(0.99 * len(lags))]
 
 
-async def bare_lag(cell: Cell) -> float:
-    """Return the lag of a loop that has nothing else to do."""
-    return await _lag(PATIENCE * cell.size)
-
-
-async def loop_lag(cell: Cell) -> float:
-    """Return the loop's lag while coroutines call, each one call at a time."""
+async def _lag_beside(call: Callable[[], Awaitable[Any]], seconds: float) -> float:
+    """Return the lag while coroutines call, each one call at a time."""
     ending = False
 
     async def caller() -> None:
         while not ending:
-            await pool.call(jobs.trivial, 1)
+            await call()
 
+    callers = [asyncio.ensure_future(caller()) for _ in range(CALLERS)]
+    lag = await _lag(seconds)
+    ending = True
+    await asyncio.gather(*callers)
+    return lag
+
+
+async def bare_lag(cell: Cell) -> float:
+    """Return the loop's lag while coroutines call bare workers."""
+    with bare_workers(CALLERS) as bare:
+
+        def call() -> Awaitable[Any]:
+            future = bare.call(jobs.trivial, 1)
+            bare.feed()
+            return future
+
+        await asyncio.gather(*(call() for _ in range(CALLERS)))
+        return await _lag_beside(call, PATIENCE * cell.size)
+
+
+async def loop_lag(cell: Cell) -> float:
+    """Return the loop's lag while coroutines call."""
     async with cell.pool() as pool:
         await warm_up(pool)
-        callers = [asyncio.ensure_future(caller()) for _ in range(CALLERS)]
-        lag = await _lag(PATIENCE * cell.size)
-        ending = True
-        await asyncio.gather(*callers)
-    return lag
+        return await _lag_beside(lambda: pool.call(jobs.trivial, 1), PATIENCE * cell.size)
 
 
 async def _cpu(seconds: float) -> float:

@@ -166,7 +166,7 @@ def test_one_line_for_real(tmp_path: Path) -> None:
     assert (tmp_path / "results" / "results.png").exists() or "no picture: pip install" in done.stdout
 
 
-@pytest.mark.parametrize("line", ["burst", "recycle_10"])
+@pytest.mark.parametrize("line", ["burst", "recycle_10", "loop_lag", "worker_memory"])
 def test_what_is_bare_can_be_measured(line: str) -> None:
     """It is of this program's own making, other than a copy of memory."""
     outcome = run_cell(Order(line, "limit", size=0.01), 40)
