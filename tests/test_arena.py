@@ -134,6 +134,27 @@ def test_it_is_not_used_again_as_long_as_somebody_has_it(keep: Callable[[Parcel]
     memory.close()
 
 
+def test_what_is_not_free_yet_does_not_look_younger(clock: Clock) -> None:
+    """It was asked for, and not used."""
+    memory = Arena()
+    memory.attend(clock)  # type: ignore[arg-type]
+    parcel, other = parcel_in(memory), parcel_in(memory)
+    give_up = [keep_descriptor(each) for each in (parcel, other)]
+    parcel.close()
+    clock.now += 0.25
+    other.close()
+    clock.now += 0.25
+    third = parcel_in(memory)
+    assert clock.strike() == 1
+    assert len(memory._kept) == 1
+    assert clock.strike() == 1.25
+    assert not memory.keeps
+    for each in give_up:
+        each()
+    third.close()
+    memory.close()
+
+
 def test_no_more_than_so_much_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was used last is."""
     memory = Arena()
@@ -299,6 +320,22 @@ def test_what_is_used_is_not_given_back(clock: Clock) -> None:
     assert not memory.keeps
 
 
+def test_what_is_not_needed_any_more_is_given_back_while_one_goes_on(clock: Clock) -> None:
+    """As when many large calls at once are followed by one now and then."""
+    memory = Arena()
+    memory.attend(clock)  # type: ignore[arg-type]
+    many = [parcel_in(memory) for _ in range(5)]
+    for parcel in many:
+        parcel.close()
+    for _ in range(5):
+        clock.now += 0.25
+        with contextlib.closing(parcel_in(memory)):
+            if clock.due[0][0] <= clock.now:
+                clock.strike()
+    assert len(memory._kept) == 1
+    memory.close()
+
+
 def test_what_was_kept_before_there_was_a_loop_is_given_back_by_it(clock: Clock) -> None:
     """A worker gets one late."""
     memory = Arena()
@@ -411,6 +448,49 @@ def test_nothing_is_tried_before_there_is_something_large(monkeypatch: pytest.Mo
     """Most pools never have that."""
     monkeypatch.setattr(arena, "_locks_last", lambda: time.sleep(-1))
     Parcel([[b"x" * 100]], Arena()).close()
+
+
+def test_what_is_raised_while_memory_is_lent_leaves_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a signal's handler, that is; whatever it raises."""
+
+    def interrupted(*_args: object) -> None:
+        raise KeyboardInterrupt
+
+    memory = Arena()
+    assert memory.works
+    monkeypatch.setattr(fcntl, "flock", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Parcel([[b"x" * SIZE]], memory)
+
+
+@pytest.mark.parametrize("small", [False, True])
+def test_what_a_signals_handler_raises_is_heard(monkeypatch: pytest.MonkeyPatch, *, small: bool) -> None:
+    """It is not taken for the system's refusal, though it is an OSError."""
+
+    def struck(*_args: object) -> int:
+        raise TimeoutError
+
+    monkeypatch.setattr(os, "memfd_create", struck)
+    memory = Arena()
+    memory._works = True
+    with pytest.raises(TimeoutError):
+        Parcel([[b"x" * (100 if small else SIZE)]], memory)
+
+
+def test_results_leave_descriptors_for_other_things(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mapping has one; so there are not more than so many of them, and what is dropped makes room."""
+    monkeypatch.setattr(parcels, "MOST_MAPPED", len(parcels._mapped) + 2)
+
+    def view() -> memoryview:
+        with contextlib.closing(Parcel([[b"x" * SIZE]])) as parcel:
+            assert parcel.descriptor is not None
+            return Parcel.view(os.dup(parcel.descriptor), SIZE, mmap.ACCESS_WRITE)
+
+    views = [view() for _ in range(3)]
+    assert [type(each.obj) for each in views] == [mmap.mmap, mmap.mmap, bytearray]
+    assert {bytes(each) for each in views} == {b"x" * SIZE}
+    del views
+    assert type(view().obj) is mmap.mmap
 
 
 def test_a_block_that_could_not_be_made_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -246,6 +246,15 @@ async def test_while_many_short_calls_wait_workers_are_listened_to_now_and_then(
     await ended(backend)
 
 
+async def test_an_abandoned_pool_leaves_no_lull_to_its_loop() -> None:
+    """Nor anything else that comes later."""
+    backend, _ = await with_many_calls(lambda _outcome: None)
+    lull = backend._lull
+    assert lull is not None
+    backend.abandon()
+    assert lull.cancelled()
+
+
 async def test_a_lull_ends_whatever_is_raised_at_the_end_of_a_call() -> None:
     """Or nothing would be heard any more."""
     outcomes: list[Outcome] = []

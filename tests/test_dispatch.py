@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -957,12 +958,54 @@ def test_only_where_many_calls_wait_more_than_one_is_sent_ahead() -> None:
 def test_it_is_at_ease_when_workers_have_enough_to_do(seconds: float, at_ease: bool) -> None:  # noqa: FBT001
     """Of short calls, of which many wait: not of very short ones, to which this process has to see all the time."""
     assert not running_pool(reserve=0).at_ease
-    pool = running_pool(2, depth=3, reserve=2)
-    calls = [new_call(seconds=seconds) for _ in range(20)]
+    pool = running_pool(2, depth=100, reserve=2)
+    calls = [new_call(seconds=seconds) for _ in range(90)]
     for number, call in enumerate(calls):
         pool.submit(call, 0)
         assert pool.at_ease == (at_ease and pool.waiting >= 4), number
     assert pool.waiting >= 4
+
+
+SHORT = 2 * decisions.QUICK
+
+
+@pytest.mark.parametrize(
+    ("long", "depth", "waiting"),
+    [
+        (1, 100, {"seconds": SHORT}),  # the other has enough to do
+        (2, 100, {"seconds": SHORT}),
+        (0, 100, {"seconds": SHORT, "weight": 15}),  # chunks
+        (0, 3, {"seconds": SHORT}),
+    ],
+)
+def test_it_is_not_at_ease_when_not_enough_can_be_sent_ahead(long: int, depth: int, waiting: dict[str, Any]) -> None:
+    """Workers would wait; or nothing comes from them for long."""
+    pool = running_pool(2, depth=depth, reserve=2)
+    for _ in range(long):
+        pool.submit(new_call(seconds=8), 0)
+    for _ in range(90):
+        pool.submit(new_call(**waiting), 0)
+        assert not pool.at_ease
+    assert pool.waiting >= 4
+
+
+def test_it_is_at_ease_no_more_when_a_worker_says_nothing() -> None:
+    """It may have been stopped, or runs something that was thought to be short."""
+    pool = running_pool(2, depth=100, reserve=2)
+    for _ in range(90):
+        pool.submit(new_call(seconds=SHORT), 0)
+    assert pool.at_ease
+    pool.tick(2 * decisions.OVERDUE)
+    assert not pool.at_ease
+
+
+def test_it_is_not_at_ease_before_anybody_works() -> None:
+    """Workers are waited for, however long they take to start."""
+    pool = new_pool(2, depth=100, reserve=2)
+    pool.start(0)
+    for _ in range(90):
+        pool.submit(new_call(seconds=SHORT), 0)
+    assert not pool.at_ease
 
 
 def test_who_has_least_to_do_is_sent_ahead_first() -> None:

@@ -387,19 +387,34 @@ async def test_a_handler_that_fails_harms_no_call(capsys: pytest.CaptureFixture[
     assert told.count("a filter or handler has failed with a log record of a worker") >= 2
 
 
-@pytest.mark.parametrize("raising", [SystemExit], indirect=True)
+def goes_on_and_ends_with(kind: type[BaseException], frame: wire.Frame) -> bool:
+    """Whether a program goes on behind a record, for there may be more to do with what came, and then ends by this."""
+    went_on = False
+
+    async def main() -> None:
+        nonlocal went_on
+        log_records.handle(frame)
+        went_on = True
+        await asyncio.Event().wait()
+
+    with pytest.raises(kind):
+        asyncio.run(main())
+    return went_on
+
+
+@pytest.mark.parametrize("raising", [SystemExit, KeyboardInterrupt], indirect=True)
 @pytest.mark.usefixtures("raising")
-async def test_a_handler_may_end_this_process() -> None:
-    """As with a record of this process."""
-    with pytest.raises(SystemExit):
-        log_records.handle(wire.Frame(wire.Kind.UNLOGGED, 0, 7, b""))
+def test_a_handler_may_end_this_process(request: pytest.FixtureRequest) -> None:
+    """As with a record of this process. What came with it, such as the call's answer, is not lost."""
+    kind = request.node.callspec.params["raising"]
+    assert goes_on_and_ends_with(kind, wire.Frame(wire.Kind.UNLOGGED, 0, 7, b""))
 
 
-async def test_who_interrupts_this_process_while_a_field_unpickles_is_heard() -> None:
+def test_who_interrupts_this_process_while_a_field_unpickles_is_heard() -> None:
     """It is not taken for an exception of the field."""
     extra = Extra(pickle.dumps(Raises(KeyboardInterrupt)), "")
-    with pytest.raises(KeyboardInterrupt):
-        log_records.handle(wire.Frame(wire.Kind.LOG, 0, 0, pickle.dumps({"extra": extra})))
+    frame = wire.Frame(wire.Kind.LOG, 0, 0, pickle.dumps({"name": NAME, "levelno": 0, "extra": extra}))
+    assert goes_on_and_ends_with(KeyboardInterrupt, frame)
 
 
 async def test_what_is_no_record_ends_its_worker_only() -> None:

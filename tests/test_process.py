@@ -364,6 +364,33 @@ async def test_a_start_that_returns_too_late_is_not_waited_for(
     assert is_gone(await closed)
 
 
+class Waits(Keeper):
+    """Tells when the worker is gone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ended = asyncio.Event()
+
+    def gone(self, worker: int, end: End) -> None:
+        """Tell it."""
+        super().gone(worker, end)
+        self.ended.set()
+
+
+async def test_a_start_that_is_given_up_leaves_no_timer() -> None:
+    """Its loop is not to keep the worker any longer than it has to."""
+    worker = watched_by(keeper := Waits())
+    worker.launch()
+    worker.kill()
+    first = worker._patience
+    worker.kill()
+    assert first is not None
+    assert first.cancelled()
+    await keeper.ended.wait()
+    assert worker._patience is not None
+    assert worker._patience.cancelled()
+
+
 @pytest.mark.parametrize("abandoned", ["before", "afterwards"])
 def test_a_start_that_returns_when_its_loop_is_closed_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch, abandoned: str

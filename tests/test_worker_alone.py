@@ -21,7 +21,8 @@ from typing import Any
 import pytest
 
 import jobs
-from aiopool import AioPoolError, failures, sharing, wire
+from aiopool import AioPoolError, failures, parcels, sharing, wire
+from aiopool.arena import Arena
 from aiopool.backends.inline import Undisturbed
 from aiopool.exceptions import CallInterrupted
 from aiopool.pickling import PLAIN
@@ -95,6 +96,24 @@ def test_an_interruption_that_is_left_to_a_loop_is_not_lost(interrupting: Interr
     interrupting.interrupt(7)
     with pytest.raises(CallInterrupted):
         control.begin(7)
+
+
+def test_a_result_is_not_interrupted_as_it_gets_its_memory(
+    interrupting: Interrupting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A descriptor that nobody has got yet would be left, and keep the memory."""
+    wrap = job.wrap
+
+    def interrupted(*args: Any, **kwds: Any) -> Any:
+        interrupting.interrupt(7)
+        return wrap(*args, **kwds)
+
+    monkeypatch.setattr(job, "wrap", interrupted)
+    answer = job.run(call_of(bytes, parcels.MAPPED), interrupting.control, PLAIN, memory_of_results := Arena())
+    assert answer.kind is wire.Kind.RESULT
+    assert isinstance(answer.payload, parcels.Parcel)
+    answer.payload.close()
+    memory_of_results.close()
 
 
 # The end of the parent.

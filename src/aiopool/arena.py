@@ -13,7 +13,9 @@ import fcntl
 import mmap
 import os
 import weakref
+from bisect import insort
 from collections.abc import Sequence
+from operator import attrgetter
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -26,7 +28,7 @@ MOST_KEPT = 256 * 1024 * 1024
 """Bytes of memory that an arena keeps, if it is not used at present."""
 
 MOST_BLOCKS = 16
-"""The same in blocks: each has a descriptor."""
+"""The same in blocks: each has a descriptor, and another one for its mapping."""
 
 LASTING = 1.0
 """Seconds for which a block is kept that is not used."""
@@ -90,7 +92,7 @@ class Block:
         descriptor = os.open(f"/proc/self/fd/{self._descriptor}", os.O_RDWR | os.O_CLOEXEC)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
+        except BaseException:
             os.close(descriptor)
             raise
         return descriptor
@@ -109,6 +111,9 @@ class Block:
         self._unmap()
         if self._descriptor != -1:  # else it could not be made
             os.close(self._descriptor)
+
+
+_put_at = attrgetter("put_at")
 
 
 class Arena:
@@ -137,27 +142,25 @@ class Arena:
     def take(self, size: int) -> Block:
         """Return a free block for so many bytes; raise OSError if there is no more memory, or no descriptor left."""
         size = 1 << (size - 1).bit_length()  # those that are nearly as large can have the same
-        for block in [each for each in self._kept if each.size == size]:
+        # The latest first, so that those which are not needed grow old.
+        for block in [each for each in reversed(self._kept) if each.size == size]:
             with contextlib.suppress(ValueError):  # another thread has taken it
                 self._kept.remove(block)
                 if block.free:
                     return block
-                self._keep(block)
+                insort(self._kept, block, key=_put_at)
         return Block(size)
 
     def put(self, block: Block) -> None:
         """Take back what was lent. It may be some time yet until others have done so with theirs."""
         kept = self._kept
-        self._keep(block)
+        block.put_at = monotonic()
+        kept.append(block)
         with contextlib.suppress(IndexError):  # another thread has taken the last
             while len(kept) > self._most or sum(each.written for each in kept) > MOST_KEPT:
                 del kept[0]
         if kept and self._loop is not None:
             self._have_tidied(self._loop, LASTING)
-
-    def _keep(self, block: Block) -> None:
-        block.put_at = monotonic()
-        self._kept.append(block)
 
     def tidy(self) -> float | None:
         """Give back what has not been used for a while.

@@ -58,9 +58,15 @@ class Dispatcher(Decisions):
 
     @property
     def at_ease(self) -> bool:
-        """Whether so many calls wait that workers have some ahead, and will be busy with these for a while."""
-        many = len(self._backlog) >= max(1, self._many)
-        return many and QUICK < self._backlog.first().pace.seconds < AHEAD / FEW
+        """Whether many short calls wait, and all workers that run some have enough ahead to be busy for a while."""
+        if len(self._backlog) < max(1, self._many):
+            return False
+        call = self._backlog.first()
+        if not QUICK < call.pace.seconds * call.weight < AHEAD / FEW:
+            return False
+        occupants = (seat.occupant for seat in self._crew.seats)
+        loads = [each.load / each.width for each in occupants if each and each.phase is WorkerPhase.BUSY]
+        return bool(loads) and AHEAD / 2 <= min(loads) <= max(loads) <= AHEAD
 
     @property
     def workers(self) -> dict[int, Worker]:

@@ -9,6 +9,7 @@ from collections.abc import Generator
 from typing import Any
 
 from . import wire
+from .interruptions import raise_soon
 from .worker.logs import Extra, Levels
 
 __all__ = ["handle", "levels"]
@@ -57,9 +58,9 @@ def _fields_in(frame: wire.Frame) -> dict[str, Any]:
 def _unpickled(extra: Extra) -> Any:
     try:
         return pickle.loads(extra.pickled)
-    except KeyboardInterrupt:
-        raise  # somebody at the keyboard, not the pickle
-    except BaseException:  # noqa: BLE001 - the user's __init__ or __setstate__; the words are handled instead
+    except BaseException as error:  # noqa: BLE001 - the user's __init__ or __setstate__; the words are handled instead
+        if isinstance(error, KeyboardInterrupt):  # somebody at the keyboard, not the pickle
+            raise_soon(error)
         return extra.words
 
 
@@ -67,8 +68,8 @@ def _unpickled(extra: Extra) -> Any:
 def _handlers_may_fail() -> Generator[None, None, None]:
     try:
         yield
-    except (SystemExit, KeyboardInterrupt):
-        raise
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise_soon(error)
     except BaseException:  # noqa: BLE001 - the user's, and pytest.fail() is no Exception
         text = "a filter or handler has failed with a log record of a worker"
         logging.Handler().handleError(logging.LogRecord("aiopool", logging.ERROR, __file__, 0, text, (), None))

@@ -34,6 +34,9 @@ MAPPED = 1024 * 1024
 MOST_DESCRIPTORS = 64
 """Parcels of this process that have a descriptor, at the same time: the program needs some for other things."""
 
+MOST_MAPPED = 256
+"""Parcels that have come and are mapped, at the same time: a mapping, too, has a descriptor. The next are copied."""
+
 MOST_SHARED = 256
 """The same for parcels that are sent again and again. Without a descriptor each time is a copy, so they get more."""
 
@@ -61,19 +64,21 @@ class Parcel:
     with_descriptor: ClassVar[weakref.WeakSet[Parcel]] = weakref.WeakSet()
 
     def __init__(self, parts: Sequence[Sequence[bytes | memoryview]], arena: Arena | None = None) -> None:
+        self.descriptor: int | None = None
+        self._block: Block | None = None
         self.lengths: list[int] = [sum(map(len, part)) for part in parts]
         self.size: int = sum(map(_padded, self.lengths))
-        self.descriptor: int | None = None
         self.content: memoryview = memoryview(b"")
         self._arena = arena if self.size >= MAPPED else None
-        self._block: Block | None = None
         pieces: list[bytes | memoryview] = []
         for part, length in zip(parts, self.lengths, strict=True):
             pieces += (*part, bytes(_padded(length) - length))
         try:
             self._fill_memory(pieces)
-        except (OSError, AttributeError):  # no descriptor or no memory left, or a system without
+        except (OSError, AttributeError) as error:  # no descriptor or no memory left, or a system without
             self.close()
+            if isinstance(error, OSError) and error.errno is None:  # not the system's: a signal's handler raised it
+                raise
         if self.descriptor is None:
             self.content = memoryview(b"".join(pieces))
 
@@ -114,12 +119,22 @@ class Parcel:
     def view(descriptor: int, size: int, access: int) -> memoryview:
         """Return the content of a parcel that has come, and close the descriptor. What is only read is not copied."""
         try:
-            if size >= MAPPED or access == mmap.ACCESS_READ:
+            if access == mmap.ACCESS_READ or (size >= MAPPED and len(_mapped) < MOST_MAPPED):
                 with contextlib.suppress(OSError):  # no more mappings
-                    return memoryview(mmap.mmap(descriptor, size, access=access))
+                    return memoryview(_map(descriptor, size, access))
             return _read(descriptor, size)
         finally:
             os.close(descriptor)
+
+
+_mapped: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
+
+
+def _map(descriptor: int, size: int, access: int) -> mmap.mmap:
+    mapping = mmap.mmap(descriptor, size, access=access)
+    if access != mmap.ACCESS_READ:  # those have a limit of their own, where they are sent
+        _mapped.add(mapping)
+    return mapping
 
 
 class SharedParcel(Parcel):

@@ -158,8 +158,8 @@ class LocalBackend(Shell):
             commands += self._dispatcher.died(worker, pids.get(worker), None, now)
         self._unstarted.clear()
         self._over()
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in filter(None, (self._timer, self._lull)):
+            timer.cancel()
         if not self.loop.is_closed():
             self._perform([command for command in commands if isinstance(command, Finish)])
 

@@ -230,7 +230,7 @@ class WorkerProcess:
                 self._group.kill()
                 return
         if in_loop(self._loop):
-            self._loop.call_later(START_GRACE, self._forsake)
+            self._have_patience(START_GRACE, self._forsake)
 
     def _forsake(self) -> None:
         """A start that does not return is left to itself; its thread kills what may still come of it."""
@@ -360,9 +360,14 @@ class WorkerProcess:
         elif self._process.exitcode is None:
             # The fork server reaps it, and only then tells the exit code; unless it is stopped, or stuck.
             self._loop.add_reader(self._process.sentinel, self._reaped)
-            self._patience = self._loop.call_later(REAP_GRACE, self._reaped)
+            self._have_patience(REAP_GRACE, self._reaped)
         else:
             self._reaped()
+
+    def _have_patience(self, seconds: float, then: Callable[[], None]) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+        self._patience = self._loop.call_later(seconds, then)
 
     def _reaped(self) -> None:
         self._report(End(self.pid, self._process.exitcode, len(self.take_back())))

@@ -53,7 +53,9 @@ def run(frame: wire.Frame, control: Calls, pickling: Pickling, arena: Arena | No
     """Do what a CALL asks for; return what to answer. Raises nothing."""
     begun = perf_counter_ns()
     try:
-        kind, payload = wire.Kind.RESULT, _result(frame, control, pickling, arena)
+        result = _result(frame, control, pickling)
+        # Not to be interrupted: a descriptor that nobody has got yet would be left, and keep a large result's memory.
+        kind, payload = wire.Kind.RESULT, wrap(*result, wire.LARGEST, arena=arena)
     except BaseException as error:  # noqa: BLE001 - whatever a job raises is its outcome, and no end of the worker
         # Where it was interrupted nobody wants to know: the parent has decided on the outcome.
         failure = INTERRUPTED if control.interrupted == frame.call else failures.encode(error, HIDDEN)
@@ -61,11 +63,11 @@ def run(frame: wire.Frame, control: Calls, pickling: Pickling, arena: Arena | No
     return Answer(kind, payload, perf_counter_ns() - begun)
 
 
-def _result(frame: wire.Frame, control: Calls, pickling: Pickling, arena: Arena | None) -> Payload:
+def _result(frame: wire.Frame, control: Calls, pickling: Pickling) -> tuple[bytes, list[memoryview]]:
     try:
         control.begin(frame.call)
         function, args, kwds = unpickled(frame.payload, frame.buffers, pickling)
-        return dumps(checked(function(*args, **kwds)), pickling, arena)
+        return _pickled(checked(function(*args, **kwds)), pickling)
     finally:
         control.end()
 
@@ -112,8 +114,12 @@ def _loads(what: str, pickled: memoryview, pickling: Pickling, buffers: Sequence
 
 def dumps(value: object, pickling: Pickling, arena: Arena | None = None, what: str = "result") -> Payload:
     """Return the payload of a result or of what else it is; raise `NotPicklable`, or TypeError for coroutines in it."""
+    return wrap(*_pickled(value, pickling, what), wire.LARGEST, arena=arena)
+
+
+def _pickled(value: object, pickling: Pickling, what: str = "result") -> tuple[bytes, list[memoryview]]:
     try:
-        return wrap(*pickling.dumps(value), wire.LARGEST, arena=arena)
+        return pickling.dumps(value)
     except BaseException as error:
         # Looked for only now, since no coroutine can be pickled: to look at each value is much of a short chunk's time.
         if isinstance(value, list) and (found := [each for each in value if isinstance(each, types.CoroutineType)]):
