@@ -377,6 +377,16 @@ class Waits(Keeper):
         self.ended.set()
 
 
+async def test_whether_a_worker_that_is_still_starting_is_read_makes_no_difference() -> None:
+    """Others may have so much to do meanwhile that nobody listens for a while."""
+    worker = watched_by(keeper := Keeper())
+    worker.pause_reading()
+    worker.listen()
+    worker.resume_reading()
+    worker.abandon()
+    assert keeper.told == []
+
+
 async def test_a_start_that_is_given_up_leaves_no_timer() -> None:
     """Its loop is not to keep the worker any longer than it has to."""
     worker = watched_by(keeper := Waits())
