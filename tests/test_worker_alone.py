@@ -51,6 +51,42 @@ def test_an_interruption_waits_while_it_is_held_off(interrupting: Interrupting) 
     control.resume()
 
 
+def test_an_interruption_waits_for_all_that_hold_it_off(interrupting: Interrupting) -> None:
+    """A signal's handler may do so while its own thread does; the next call begins without any."""
+    control = interrupting.control
+    control.begin(7)
+    control.hold()
+    control.hold()
+    interrupting.interrupt(7)
+    control.resume()
+    with pytest.raises(CallInterrupted):
+        control.resume()
+    control.hold()
+    control.begin(8)
+    with pytest.raises(CallInterrupted):
+        interrupting.interrupt(8)
+
+
+def test_a_report_is_not_interrupted_as_it_gets_its_memory(
+    interrupting: Interrupting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a result is not. The call is interrupted behind that, and what nobody got is closed."""
+    wrap, made = current.wrap, list[object]()
+
+    def interrupted(*args: Any) -> Any:
+        interrupting.interrupt(7)
+        made.append(wrap(*args))
+        return made[-1]
+
+    monkeypatch.setattr(current, "wrap", interrupted)
+    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    station = current.Station(0, Outlet(ends[0], interrupting.control), interrupting.control, PLAIN)
+    interrupting.control.begin(7)
+    with ends[0], ends[1], current.being_in_thread(station), pytest.raises(CallInterrupted):
+        current.report(bytes(100_000))
+    assert len(made) == 1
+
+
 def test_an_interruption_of_another_call_does_not_come_when_this_one_goes_on(interrupting: Interrupting) -> None:
     """It is kept for its own."""
     control = interrupting.control

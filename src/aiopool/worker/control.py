@@ -47,7 +47,7 @@ class Control:
         self.current: int | None = None
         self.interrupted: int | None = None
         self.looped: bool = False
-        self._held = False
+        self._held = 0  # how many hold interruptions off: a signal's handler or a destructor may do so in between
         self._unread = False  # there may be something that is left to the loop
         self._early: dict[int, None] = {}  # ids that came when another call ran, or none; the latest last
         self._more: list[tuple[int, int]] = []  # calls, and how many more values they may send
@@ -57,7 +57,7 @@ class Control:
 
     def begin(self, call: int) -> None:
         """From now on this call runs; raise if it was interrupted before it came here."""
-        self.current = call
+        self.current, self._held = call, 0
         if self._unread:
             self._read()
         if self._early:
@@ -78,12 +78,12 @@ class Control:
 
     def hold(self) -> None:
         """The call does in the main thread what must not be left half done; an interruption waits for `resume`."""
-        self._held = True
+        self._held += 1
 
     def resume(self) -> None:
         """Go on as ever; raise if the call was interrupted meanwhile."""
-        self._held = False
-        if self.current in self._early:
+        self._held -= 1
+        if not self._held and self.current in self._early:
             del self._early[self.current]
             self._raise(self.current)
 

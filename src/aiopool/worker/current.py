@@ -16,7 +16,7 @@ from ..pickling import Pickling
 
 __all__ = [
     "Calls", "CurrentWorker", "Duty", "Station",
-    "begin", "being", "being_in_thread", "current_worker", "is_in_thread", "on_loop", "report",
+    "begin", "being", "being_in_thread", "current_worker", "is_in_thread", "on_loop", "report", "uninterrupted",
 ]  # fmt: skip
 
 
@@ -182,7 +182,23 @@ def report(value: object) -> None:
     call = station.control.current or (duty.call if duty is not None and duty.station is station else None)
     if call is None:
         return
-    station.outlet.send(wire.encode(wire.Kind.PROGRESS, call, wrap(*station.pickling.dumps(value), wire.LARGEST)))
+    pickled = station.pickling.dumps(value)
+    with uninterrupted(station.control):
+        packets = wire.encode(wire.Kind.PROGRESS, call, wrap(*pickled, wire.LARGEST))
+    station.outlet.send(packets)  # which drops them
+
+
+@contextlib.contextmanager
+def uninterrupted(control: Calls) -> Generator[None, None, None]:
+    """Hold interruptions off, where they come: in the main thread. What is half done would leave descriptors."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    control.hold()
+    try:
+        yield
+    finally:
+        control.resume()
 
 
 def _present() -> Station | None:

@@ -9,7 +9,7 @@ import threading
 from collections import deque
 
 from .. import wire
-from .current import Calls
+from .current import Calls, uninterrupted
 
 __all__ = ["Outlet"]
 
@@ -57,15 +57,12 @@ class Outlet:
                     self._sending = False
 
     def _send_whole(self, packets: list[wire.Packet], patience: float | None) -> None:
-        if len(packets) <= 1 or threading.current_thread() is not threading.main_thread():
+        if len(packets) <= 1:
             self._send_or_drop(packets, patience)
             return
-        self._control.hold()
-        try:
+        with uninterrupted(self._control):
             self._send_or_drop(packets, patience)
             packets.clear()  # now: what is raised in a destructor is lost
-        finally:
-            self._control.resume()
 
     def _send_or_drop(self, packets: list[wire.Packet], patience: float | None) -> None:
         if self._dropped:
