@@ -64,9 +64,9 @@ def test_what_is_closed_is_taken_for_the_next() -> None:
     memory = Arena()
     parcel = parcel_in(memory)
     before = memory_of(parcel)
-    assert not memory.keeps
+    assert not memory._kept
     parcel.close()
-    assert memory.keeps
+    assert memory._kept
     assert is_used_again(memory, before)
     with contextlib.closing(parcel_in(memory, b"x" * (SIZE + 64))) as larger:
         assert memory_of(larger) != before  # or small ones would take those that large ones need
@@ -148,7 +148,7 @@ def test_what_is_not_free_yet_does_not_look_younger(clock: Clock) -> None:
     assert clock.strike() == 1
     assert len(memory._kept) == 1
     assert clock.strike() == 1.25
-    assert not memory.keeps
+    assert not memory._kept
     for each in give_up:
         each()
     third.close()
@@ -175,7 +175,7 @@ def test_small_parcels_have_memory_of_their_own() -> None:
     """It is copied by who gets it, and gone."""
     memory = Arena()
     parcel_in(memory, b"x" * (SIZE - 64)).close()
-    assert not memory.keeps
+    assert not memory._kept
 
 
 def test_a_closed_arena_keeps_nothing() -> None:
@@ -184,9 +184,9 @@ def test_a_closed_arena_keeps_nothing() -> None:
     early, late = parcel_in(memory), parcel_in(memory)
     early.close()
     memory.close()
-    assert not memory.keeps
+    assert not memory._kept
     late.close()
-    assert not memory.keeps
+    assert not memory._kept
 
 
 def test_a_forked_child_keeps_nothing() -> None:
@@ -195,9 +195,9 @@ def test_a_forked_child_keeps_nothing() -> None:
     parcel, kept = parcel_in(memory), parcel_in(memory)
     kept.close()
     if not (pid := os.fork()):
-        os._exit(memory.keeps or parcel.descriptor is not None)
+        os._exit(bool(memory._kept) or parcel.descriptor is not None)
     assert os.waitpid(pid, 0)[1] == 0
-    assert memory.keeps
+    assert memory._kept
     assert [bytes(part) for part in parcel.parts()] == [b"x" * SIZE]
     parcel.close()
     memory.close()
@@ -238,7 +238,7 @@ def test_where_locks_are_not_what_they_should_be_memory_is_new(
     assert not memory.works
     with contextlib.closing(parcel_in(memory)) as parcel:
         assert [bytes(part) for part in parcel.parts()] == [b"x" * SIZE]
-    assert not memory.keeps
+    assert not memory._kept
 
 
 def test_where_a_lock_cannot_be_had_any_more_the_parcel_lies_in_a_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,9 +296,9 @@ def test_what_is_not_used_for_a_while_is_given_back(clock: Clock) -> None:
     clock.now += 0.25
     other.close()
     assert clock.strike() == 1
-    assert memory.keeps
+    assert memory._kept
     assert clock.strike() == 1.25
-    assert not memory.keeps
+    assert not memory._kept
     assert not clock.due
 
 
@@ -310,14 +310,14 @@ def test_what_is_used_is_not_given_back(clock: Clock) -> None:
     clock.now += 0.75
     parcel_in(memory).close()
     assert clock.strike() == 1
-    assert memory.keeps
+    assert memory._kept
     parcel = parcel_in(memory)
     assert clock.strike() == 1.75
-    assert not memory.keeps
+    assert not memory._kept
     assert not clock.due
     parcel.close()
     assert clock.strike() == 2.75
-    assert not memory.keeps
+    assert not memory._kept
 
 
 def test_what_is_not_needed_any_more_is_given_back_while_one_goes_on(clock: Clock) -> None:
@@ -343,7 +343,7 @@ def test_what_was_kept_before_there_was_a_loop_is_given_back_by_it(clock: Clock)
     clock.now += 0.25
     memory.attend(clock)  # type: ignore[arg-type]
     assert clock.strike() == 1
-    assert not memory.keeps
+    assert not memory._kept
 
 
 def test_when_the_loop_is_closed_nothing_is_kept(clock: Clock) -> None:
@@ -353,7 +353,7 @@ def test_when_the_loop_is_closed_nothing_is_kept(clock: Clock) -> None:
     clock.closed = True
     for _ in range(2):
         parcel_in(memory).close()
-        assert not memory.keeps
+        assert not memory._kept
 
 
 @pytest.mark.parametrize("busy", [False, True])
@@ -380,14 +380,14 @@ def test_a_worker_gives_back_what_it_has_not_used_for_a_while(clock: Clock, *, b
         poll = inbox._poll = Poll()  # type: ignore[assignment]
         if busy:
             for _ in range(3):
-                assert memory.keeps
+                assert memory._kept
                 wire.send(other, *wire.encode(wire.Kind.DROP))
                 inbox.receive()
                 clock.now += 0.5
         else:
             inbox.receive()
             assert poll.asked == [1000, 500, None]
-    assert not memory.keeps
+    assert not memory._kept
 
 
 @pytest.mark.both_loops
@@ -440,8 +440,8 @@ async def test_pools_give_memory_back_at_their_end() -> None:
         memory = pool._backend.arena
         assert memory is not None
         await pool.apply(jobs.content, (jobs.Block(bytearray(b"x" * SIZE)),))
-        assert memory.keeps
-    assert not memory.keeps
+        assert memory._kept
+    assert not memory._kept
 
 
 def test_nothing_is_tried_before_there_is_something_large(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,11 +128,6 @@ class Arena:
         _arenas.add(self)
 
     @property
-    def keeps(self) -> bool:
-        """Whether there is memory that nobody uses."""
-        return bool(self._kept)
-
-    @property
     def works(self) -> bool:
         """Whether blocks can be had here at all."""
         if self._works is None:
@@ -193,8 +188,7 @@ class Arena:
 
     def _tidy_in(self, loop: asyncio.AbstractEventLoop) -> None:
         self._attended = False
-        if (rest := self.tidy()) is not None:
-            self._have_tidied(loop, rest)
+        self.attend(loop)
 
     def clear(self) -> None:
         """Give back what is not used."""
