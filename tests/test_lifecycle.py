@@ -282,7 +282,7 @@ async def test_close_terminate_and_join_in_every_order() -> None:
     with pytest.raises(PoolNotRunning, match="not started"):
         pool.submit(jobs.square, 1)
     await pool.start()
-    with pytest.raises(RuntimeError, match="was started before"):
+    with pytest.raises(RuntimeError, match="was started or closed before"):
         await pool.start()
     with pytest.raises(ValueError, match=r"call close\(\) or terminate\(\) before join"):
         await pool.join()

@@ -42,29 +42,79 @@ def test_an_interruption_waits_while_it_is_held_off(interrupting: Interrupting) 
     """It comes when the call goes on, and once."""
     control = interrupting.control
     control.begin(7)
-    control.hold()
-    interrupting.interrupt(7)
     with pytest.raises(CallInterrupted):
-        control.resume()
+        control.uninterrupted(lambda: interrupting.interrupt(7))
     assert control.interrupted == 7
-    control.hold()
-    control.resume()
+    assert control.uninterrupted(lambda: 5) == 5
 
 
 def test_an_interruption_waits_for_all_that_hold_it_off(interrupting: Interrupting) -> None:
-    """A signal's handler may do so while its own thread does; the next call begins without any."""
-    control = interrupting.control
+    """A signal's handler may do so while its own thread does."""
+    control, steps = interrupting.control, list[str]()
     control.begin(7)
-    control.hold()
-    control.hold()
-    interrupting.interrupt(7)
-    control.resume()
+
+    def outer() -> None:
+        control.uninterrupted(lambda: interrupting.interrupt(7))
+        steps.append("behind the inner one")
+
     with pytest.raises(CallInterrupted):
-        control.resume()
-    control.hold()
-    control.begin(8)
-    with pytest.raises(CallInterrupted):
-        interrupting.interrupt(8)
+        control.uninterrupted(outer)
+    assert steps
+
+
+class Late(Exception):
+    """Raised by a signal's handler of the job's own."""
+
+
+def test_a_handler_that_raises_does_not_have_interruptions_held_off_for_ever(interrupting: Interrupting) -> None:
+    """Wherever it does: as something is held off, meanwhile, and as that ends. Python looks for signals there."""
+    for place in range(1, 100):
+        control, left = interrupting.control, place
+        control.begin(7)
+
+        def handler(_frame: FrameType, event: str, _arg: object) -> None:
+            nonlocal left
+            left -= event in ("call", "c_return")
+            if not left:
+                raise Late
+
+        try:
+            sys.setprofile(handler)
+            control.uninterrupted(os.getpid)
+        except Late:
+            pass
+        else:
+            break
+        finally:
+            sys.setprofile(None)
+        with pytest.raises(CallInterrupted):
+            interrupting.interrupt(7)
+    assert 5 < place < 99
+
+
+class Apart:
+    """Leaves its data outside of its pickle, as an array does."""
+
+    def __init__(self, data: bytearray) -> None:
+        self.data = data
+
+    def __reduce_ex__(self, _protocol: object) -> tuple[type, tuple[pickle.PickleBuffer]]:
+        return bytearray, (pickle.PickleBuffer(self.data),)
+
+
+def test_what_is_reported_is_not_kept_while_the_parent_does_not_read(interrupting: Interrupting) -> None:
+    """Its memory is in the message. Else it could not be given back, or change its size, until that is read."""
+    data = bytearray(100_000)
+
+    class Clearing:
+        def send(self, packets: list[wire.Packet]) -> None:
+            assert packets
+            data.clear()
+
+    interrupting.control.begin(7)
+    with current.being_in_thread(current.Station(0, Clearing(), interrupting.control, PLAIN)):
+        current.report(Apart(data))
+    assert not data
 
 
 def test_a_report_is_not_interrupted_as_it_gets_its_memory(
@@ -91,9 +141,7 @@ def test_an_interruption_of_another_call_does_not_come_when_this_one_goes_on(int
     """It is kept for its own."""
     control = interrupting.control
     control.begin(7)
-    control.hold()
-    interrupting.interrupt(8)
-    control.resume()
+    control.uninterrupted(lambda: interrupting.interrupt(8))
     assert control.interrupted is None
     control.end()
     with pytest.raises(CallInterrupted):

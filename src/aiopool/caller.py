@@ -266,7 +266,7 @@ class Caller(Mapper):
     ) -> StreamIterator[T]:
         """Begin ``func(*args, **kwds)`` in a worker; return an async iterator over what it yields, as it yields it.
 
-        It is at most so many values ahead of its reader as ``options(buffersize=...)`` says, 64 by default; then it
+        It is at most as many values ahead of its reader as ``options(buffersize=...)`` says, 64 by default; then it
         stands still until some are taken. Leaving it early (with `StreamIterator.aclose`, or as a task is cancelled
         that waits for a value) closes the generator in the worker, whose clean-up has ``cancel_grace`` seconds, or one
         if that is 0. What it raises comes after the values before it. It is never tried again, for its values would

@@ -63,7 +63,10 @@ application. With fork, they get what was defined before they were started.)"""
 
 
 class AioPoolError(Exception):
-    """Base of every error that the pool itself raises."""
+    """Base of the errors that are the pool's own.
+
+    What is wrong with an argument, or asked for at a wrong time, is a ValueError, TypeError or RuntimeError as ever.
+    """
 
 
 class PoolNotRunning(AioPoolError, ValueError):

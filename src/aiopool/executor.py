@@ -65,12 +65,6 @@ class PoolExecutor(concurrent.futures.ThreadPoolExecutor):
 
     It is a `ThreadPoolExecutor` in name only, since event loops take nothing else for their default executor: it never
     starts a thread.
-
-    Args:
-        backend: the pool's.
-        guard: knows in which process it may be used.
-        begin: begins a call there.
-        begin_chunk: begins one for a chunk of a map.
     """
 
     def __init__(self, backend: Backend, guard: Guard, begin: Begin, begin_chunk: BeginChunk) -> None:

@@ -102,10 +102,10 @@ class Lifecycle:
 
         Raises:
             InitializerError: a worker did not become ready; none is left behind.
-            RuntimeError: the pool was started before.
+            RuntimeError: the pool was started, or closed, before.
         """
         if self._backend.phase is not PoolPhase.NEW:
-            raise RuntimeError(f"{self!r} was started before; make a new pool")
+            raise RuntimeError(f"{self!r} was started or closed before; make a new pool")
         start_methods.end_unguarded_import()
         self._prepare_start()
         await anyio.lowlevel.checkpoint_if_cancelled()
@@ -171,7 +171,7 @@ class Lifecycle:
             WrongLoop: see `close`.
         """
         if self._backend.phase in (PoolPhase.NEW, PoolPhase.STARTING, PoolPhase.RUNNING, PoolPhase.BROKEN):
-            raise ValueError(f"{self!r} is still running: call close() or terminate() before join()")
+            raise ValueError(f"{self!r} has not been told to end: call close() or terminate() before join()")
         self._guard.check_loop()
         await self._backend.join()
         self._forget()

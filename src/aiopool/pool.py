@@ -75,8 +75,9 @@ class AioPool(Lifecycle, Caller):
             None for no limit. A call may ask for another, as for ``retries``.
         retries: how often a call is run again when its worker died under it. (Never after a cancellation, a timeout
             or an exception.)
-        max_pending: how many calls may wait for a worker: `apply`, `map` and `imap` wait for room, first come first
-            served; `apply_async`, `submit` and `map_async` raise `PoolFull`. None for any number.
+        max_pending: how many calls may wait for a worker: `apply`, `map`, `starmap` and the ``imap`` verbs wait for
+            room, first come first served; `submit`, `stream` and the ``_async`` verbs raise `PoolFull`. None for any
+            number.
         cancel_grace: seconds that a call which is cancelled, or over its time limit, has to stop by itself:
             `CallInterrupted` is raised in it, and only if it does not end in that time its worker is killed. With 0 it
             is killed at once. A coroutine is cancelled instead, and has a second if this is 0, for its worker may have
@@ -270,7 +271,8 @@ class AioPool(Lifecycle, Caller):
             BrokenPool: see `apply`.
             NotPicklable: it cannot be pickled.
             PoolNotRunning: the pool is not started, or closed.
-            TypeError: the pool's ``pickler`` cannot leave buffers outside, which is how handles are found.
+            TypeError: the pool's ``pickler`` cannot leave buffers outside, which is how handles are found; or nothing
+                is pickled (``Inline(pickled=False)``).
             WrongLoop: see `apply`.
         """
         self._guard.check_usable()

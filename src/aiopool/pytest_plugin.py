@@ -4,9 +4,9 @@
   the test's ``loop_scope``; with the plugin of anyio it is one for each test.
 - ``aiopool_inline`` is the same, but runs calls in this process.
 
-Both take their options from the marker ``aiopool``, whose arguments are those of `aiopool.AioPool`, or else from the
-ini-file's ``aiopool_options``. Where the loop is shared by a class, a module, a package or all tests, so is the pool,
-and the marker has to stand there.
+Both take their options from the ini-file's ``aiopool_options``, and from the marker ``aiopool``, whose arguments are
+those of `aiopool.AioPool` and go before the file's. Where the loop is shared by a class, a module, a package or all
+tests, so is the pool, and the marker has to stand there.
 
 A test that leaves a pool with workers behind fails, and the workers go; ``aiopool_check = false`` in the ini-file
 leaves them alone.

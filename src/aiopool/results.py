@@ -116,7 +116,10 @@ class AsyncResult(asyncio.Future[T], Generic[T]):
 
         Raises:
             ResultTimeout: the time is up; the call goes on. (A TimeoutError, and multiprocessing's as well.)
+            CancelledError: the call was cancelled.
             Exception: what the call raised.
+            TypeError: ``timeout`` is no number.
+            ValueError: it is none of seconds.
         """
         await self.wait(timeout)
         if not self.done():

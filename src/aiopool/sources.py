@@ -138,8 +138,11 @@ class SourceIterator(AsyncIterator[T], Generic[T]):
             timeout: seconds to wait for it, or None for as long as it takes.
 
         Raises:
+            Exception: what the call, or its input, raised.
             ResultTimeout: the time is up. Nothing is lost: the value comes with a later call.
             StopAsyncIteration: there are no more.
+            TypeError: ``timeout`` is no number.
+            ValueError: it is none of seconds.
         """
         source, longest = self._source, patience(timeout)
         if longest is not None:

@@ -44,8 +44,8 @@ class WorkerStack:
         pid: its process id. (With ``backend="inline"``, which has no process, there are no stacks.)
         call: the name of the function that it runs, or the names of the coroutine functions, or None.
         frames: the stack of its main thread, or, on Dask, of the thread that runs the call; the innermost frame last,
-            without the pool's own; empty while it waits for a call; None if it does not answer: it is stopped, or gone
-            meanwhile, or not so far yet that it could.
+            without the pool's own; empty while it waits for a call, or runs a function of C; None if it does not
+            answer: it is stopped, or gone meanwhile, or not so far yet that it could.
     """
 
     seat: int

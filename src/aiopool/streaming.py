@@ -1,6 +1,6 @@
 """What a generator in a worker yields, on its way to whoever iterates over it.
 
-The worker may send so many values as it was granted. Whenever half of them have been taken, it is granted as many more:
+The worker may send as many values as it was granted. Whenever half of them have been taken, it is granted as many more:
 so it goes on while they are read, and stands still while they are not.
 """
 

@@ -12,8 +12,8 @@ import asyncio
 import itertools
 import weakref
 from collections import deque
-from collections.abc import Coroutine, Sequence
-from typing import Any
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
 
 from .. import failures, sharing, wire
 from ..arguments import truth
@@ -24,6 +24,8 @@ from ..worker.tasks import Tasks
 from .handles import End, Observer, Setup
 
 __all__ = ["Inline", "InlineWorker", "References", "Undisturbed"]
+
+T = TypeVar("T")
 
 KILLED = -9
 """Exit code of a worker that is ended by the pool."""
@@ -262,11 +264,9 @@ class Undisturbed:
         """Return a descriptor of orders; there is none."""
         raise NotImplementedError  # pragma: no cover - only a worker's own loop asks for it
 
-    def hold(self) -> None:
-        """Nothing can come between."""
-
-    def resume(self) -> None:
-        """Go on."""
+    def uninterrupted(self, function: Callable[[], T]) -> T:
+        """Call a function: nothing can come between."""
+        return function()
 
 
 class Reporting:

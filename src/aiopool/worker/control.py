@@ -14,13 +14,16 @@ from __future__ import annotations
 import os
 import signal
 import struct
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from ..exceptions import CallInterrupted
 
 __all__ = ["INTERRUPT", "ORDER", "Control"]
+
+T = TypeVar("T")
 
 INTERRUPT = signal.SIGURG
 """Ignored by default, so it does no harm where it is not expected."""
@@ -47,7 +50,7 @@ class Control:
         self.current: int | None = None
         self.interrupted: int | None = None
         self.looped: bool = False
-        self._held = 0  # how many hold interruptions off: a signal's handler or a destructor may do so in between
+        self._held = False  # an interruption waits
         self._unread = False  # there may be something that is left to the loop
         self._early: dict[int, None] = {}  # ids that came when another call ran, or none; the latest last
         self._more: list[tuple[int, int]] = []  # calls, and how many more values they may send
@@ -57,7 +60,7 @@ class Control:
 
     def begin(self, call: int) -> None:
         """From now on this call runs; raise if it was interrupted before it came here."""
-        self.current, self._held = call, 0
+        self.current = call
         if self._unread:
             self._read()
         if self._early:
@@ -76,16 +79,20 @@ class Control:
         """No call runs."""
         self.current = None
 
-    def hold(self) -> None:
-        """The call does in the main thread what must not be left half done; an interruption waits for `resume`."""
-        self._held += 1
+    def uninterrupted(self, function: Callable[[], T]) -> T:
+        """Call what must not be left half done; raise behind it if this call was interrupted meanwhile.
 
-    def resume(self) -> None:
-        """Go on as ever; raise if the call was interrupted meanwhile."""
-        self._held -= 1
-        if not self._held and self.current in self._early:
-            del self._early[self.current]
-            self._raise(self.current)
+        Where the job's own signals have handlers that raise, they do so anywhere in here. So this is no context
+        manager, which could be left half entered, nor is there a count, which could be left wrong.
+        """
+        if threading.current_thread() is not threading.main_thread():  # interruptions do not come here
+            return function()
+        before, self._held = self._held, True
+        try:
+            return function()
+        finally:
+            self._held = before
+            self._catch_up()
 
     def fileno(self) -> int:
         """Return the pipe's descriptor, for a loop."""
@@ -109,6 +116,10 @@ class Control:
             self._unread = True
             return
         self._read()
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Raise if the present call is to stop, and nothing holds that off."""
         if self.current in self._early and not self._held:
             del self._early[self.current]
             self._raise(self.current)

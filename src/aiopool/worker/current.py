@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextvars import ContextVar
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from .. import wire
 from ..arena import Arena
@@ -16,8 +16,10 @@ from ..pickling import Pickling
 
 __all__ = [
     "Calls", "CurrentWorker", "Duty", "Station",
-    "begin", "being", "being_in_thread", "current_worker", "is_in_thread", "on_loop", "report", "uninterrupted",
+    "begin", "being", "being_in_thread", "current_worker", "is_in_thread", "on_loop", "report",
 ]  # fmt: skip
+
+T = TypeVar("T")
 
 
 class CurrentWorker(NamedTuple):
@@ -72,11 +74,9 @@ class Calls(Protocol):
         """Return the descriptor at which orders come."""
         ...
 
-    def hold(self) -> None:
-        """Hold interruptions off."""
-
-    def resume(self) -> None:
-        """Go on as ever."""
+    def uninterrupted(self, function: Callable[[], T], /) -> T:
+        """Call what must not be left half done."""
+        ...
 
 
 class Station:
@@ -182,23 +182,12 @@ def report(value: object) -> None:
     call = station.control.current or (duty.call if duty is not None and duty.station is station else None)
     if call is None:
         return
-    pickled = station.pickling.dumps(value)
-    with uninterrupted(station.control):
-        packets = wire.encode(wire.Kind.PROGRESS, call, wrap(*pickled, wire.LARGEST))
-    station.outlet.send(packets)  # which drops them
+    station.outlet.send(_packets(station.control, call, *station.pickling.dumps(value)))
 
 
-@contextlib.contextmanager
-def uninterrupted(control: Calls) -> Generator[None, None, None]:
-    """Hold interruptions off, where they come: in the main thread. What is half done would leave descriptors."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    control.hold()
-    try:
-        yield
-    finally:
-        control.resume()
+def _packets(control: Calls, call: int, pickled: bytes, buffers: list[memoryview]) -> list[wire.Packet]:
+    # Not to be interrupted: a descriptor that nobody has got yet would be left.
+    return control.uninterrupted(lambda: wire.encode(wire.Kind.PROGRESS, call, wrap(pickled, buffers, wire.LARGEST)))
 
 
 def _present() -> Station | None:

@@ -9,7 +9,7 @@ import threading
 from collections import deque
 
 from .. import wire
-from .current import Calls, uninterrupted
+from .current import Calls
 
 __all__ = ["Outlet"]
 
@@ -60,9 +60,12 @@ class Outlet:
         if len(packets) <= 1:
             self._send_or_drop(packets, patience)
             return
-        with uninterrupted(self._control):
+
+        def send() -> None:
             self._send_or_drop(packets, patience)
             packets.clear()  # now: what is raised in a destructor is lost
+
+        self._control.uninterrupted(send)
 
     def _send_or_drop(self, packets: list[wire.Packet], patience: float | None) -> None:
         if self._dropped:
