@@ -36,12 +36,21 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 
-SUBMIT = ("(func: Callable[P, T], /, *args: P.args, **kwds: P.kwargs)", "AsyncResult[T]")
-"""As it stands in the code; autodoc has its own way to write a ParamSpec, which nobody understands."""
+ITERABLES = "Iterable[T] | AsyncIterable[T]"
+
+SIGNATURES = {
+    "aiopool.AioPool.submit": ("(func: Callable[P, T], /, *args: P.args, **kwds: P.kwargs)", "AsyncResult[T]"),
+    "aiopool.AioPool.stream": (
+        f"(func: Callable[P, {ITERABLES}], /, *args: P.args, **kwds: P.kwargs)",
+        "StreamIterator[T]",
+    ),
+    "aiopool.PoolExecutor.submit": ("(fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs)", "Future[T]"),
+}
+"""As they stand in the code; autodoc has its own way to write a ParamSpec, which nobody understands."""
 
 
 def _signature_of(_app: Sphinx, _what: str, name: str, *_rest: object) -> tuple[str, str] | None:
-    return SUBMIT if name.endswith(".submit") else None
+    return SIGNATURES.get(name)
 
 
 def setup(app: Sphinx) -> None:
