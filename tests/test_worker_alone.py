@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import fcntl
 import itertools
 import logging
@@ -15,8 +16,10 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -66,30 +69,159 @@ class Late(Exception):
     """Raised by a signal's handler of the job's own."""
 
 
-def test_a_handler_that_raises_does_not_have_interruptions_held_off_for_ever(interrupting: Interrupting) -> None:
-    """Wherever it does: as something is held off, meanwhile, and as that ends. Python looks for signals there."""
-    for place in range(1, 100):
-        control, left = interrupting.control, place
-        control.begin(7)
+def be_late() -> NoReturn:
+    """Do as such a handler does."""
+    raise Late
 
-        def handler(_frame: FrameType, event: str, _arg: object) -> None:
+
+def at_each_place(body: Callable[[], object], act: Callable[[], object]) -> Iterator[BaseException | None]:
+    """Do something at each place of what is called where Python looks for signals, one by one; yield what that raised.
+
+    These are the first step of a function, and the return from one that is written in C.
+    """
+    for place in itertools.count(1):
+        left, raised = place, None
+
+        def look(_frame: FrameType, event: str, _arg: object) -> None:
             nonlocal left
             left -= event in ("call", "c_return")
             if not left:
-                raise Late
+                sys.setprofile(None)
+                act()
 
         try:
-            sys.setprofile(handler)
-            control.uninterrupted(os.getpid)
-        except Late:
-            pass
-        else:
-            break
+            sys.setprofile(look)
+            body()
+        except (Late, CallInterrupted) as error:
+            raised = type(error)()
         finally:
             sys.setprofile(None)
+        if left > 0:
+            assert place > 5
+            return
+        yield raised
+
+
+def test_a_handler_that_raises_does_not_have_interruptions_held_off_for_ever(interrupting: Interrupting) -> None:
+    """Wherever it does: as something is held off, meanwhile, and as that ends."""
+    control = interrupting.control
+    control.begin(7)
+    for raised in at_each_place(lambda: control.uninterrupted(os.getpid), be_late):
+        assert isinstance(raised, Late)
         with pytest.raises(CallInterrupted):
             interrupting.interrupt(7)
-    assert 5 < place < 99
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_interruption_that_comes_as_a_call_ends_is_of_that_call(interrupting: Interrupting, *, fails: bool) -> None:
+    """Nothing is left of it for what the worker does next."""
+    call = call_of(int, "x" if fails else "5")
+    for _ in at_each_place(
+        lambda: job.run(call, interrupting.control, PLAIN), lambda: interrupting.interrupt(call.call)
+    ):
+        assert interrupting.control.current is None
+
+
+@pytest.fixture
+def station(interrupting: Interrupting, ends: tuple[socket.socket, socket.socket]) -> Iterator[current.Station]:
+    """This thread as a worker that runs call 7."""
+    interrupting.control.begin(7)
+    station = current.Station(0, Outlet(ends[0], interrupting.control), interrupting.control, PLAIN)
+    with current.being_in_thread(station):
+        yield station
+
+
+def descriptors() -> set[Path]:
+    """Return all that this process has."""
+    return set(Path("/proc/self/fd").iterdir())
+
+
+def sent_whole(ends: tuple[socket.socket, socket.socket]) -> list[int]:
+    """Return the kinds of messages that have come, all of them whole."""
+    decoder, kinds = wire.Decoder(), list[int]()
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            if (frame := wire.receive(ends[1], decoder, socket.MSG_DONTWAIT)) is not None:
+                kinds.append(frame.kind)
+    assert not decoder.awaits_descriptor
+    return kinds
+
+
+NEXT = (wire.Kind.PROGRESS, wire.Kind.HEAVY), (wire.Kind.HEAVY,)
+
+
+def test_a_report_may_be_interrupted_wherever_it_is(
+    interrupting: Interrupting, station: current.Station, ends: tuple[socket.socket, socket.socket]
+) -> None:
+    """It comes as a whole, before what is sent next, or not at all; and no descriptor is left."""
+    value = bytes(100_000)
+    current.report(value)
+    before = sent_whole(ends) and descriptors()
+    for raised in at_each_place(lambda: current.report(value), lambda: interrupting.interrupt(7)):
+        assert isinstance(raised, CallInterrupted)
+        station.outlet.send(wire.encode(wire.Kind.HEAVY))
+        assert tuple(sent_whole(ends)) in NEXT
+        assert descriptors() == before
+
+
+def test_a_handler_may_raise_wherever_a_report_is(
+    station: current.Station, ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same holds for a job's time limit of its own."""
+    value, in_destructors = bytes(100_000), list[object]()
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: in_destructors.append(unraisable.exc_type))
+    current.report(value)
+    before = sent_whole(ends) and descriptors()
+    for raised in at_each_place(lambda: current.report(value), be_late):
+        assert isinstance(raised, Late) or in_destructors.pop() is Late
+        assert not in_destructors
+        station.outlet.send(wire.encode(wire.Kind.HEAVY))
+        assert tuple(sent_whole(ends)) in NEXT
+        assert descriptors() == before
+
+
+def test_a_handler_may_raise_while_a_message_waits_for_the_parent(
+    interrupting: Interrupting, ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left of it comes before the next one. Records of the log do not wait for that."""
+    outlet = Outlet(ends[0], interrupting.control)
+    fill(ends[0])
+    with monkeypatch.context() as patched, pytest.raises(Late):
+        patched.setattr(wire, "send_all", lambda _sock, _packets, sent: (sent.append(1), be_late()))
+        outlet.send([b"sent", b"two", b"three"])
+    outlet.send([b"dropped"], 1000.0)
+    received(ends[1])
+    outlet.send([b"next"])
+    assert received(ends[1]) == [b"two", b"three", wire.encode(wire.Kind.UNLOGGED, 1)[0], b"next"]
+
+
+@pytest.mark.parametrize("number", [None, errno.EPIPE])
+def test_what_a_handler_raises_is_no_failure_of_the_channel(
+    number: int | None, ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even a TimeoutError, while a record of the log waits. The system's errors have numbers."""
+    outlet = Outlet(ends[0], Undisturbed())
+    fill(ends[0])
+
+    def raising(_patience: float) -> bool:
+        raise TimeoutError("time is up") if number is None else OSError(number, "closed")
+
+    monkeypatch.setattr(outlet, "_writable", raising)
+    with pytest.raises(TimeoutError) if number is None else contextlib.nullcontext():
+        outlet.send([b"dropped"], 1000.0)
+
+
+def test_what_a_handler_raises_is_no_failure_of_the_pipe(
+    interrupting: Interrupting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A TimeoutError, as orders are read."""
+
+    def read(_descriptor: int, _size: int) -> bytes:
+        raise TimeoutError("time is up")
+
+    monkeypatch.setattr(os, "read", read)
+    with pytest.raises(TimeoutError):
+        interrupting.interrupt(7)
 
 
 class Apart:
@@ -117,33 +249,13 @@ def test_what_is_reported_is_not_kept_while_the_parent_does_not_read(interruptin
     assert not data
 
 
-def test_a_report_is_not_interrupted_as_it_gets_its_memory(
-    interrupting: Interrupting, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As a result is not. The call is interrupted behind that, and what nobody got is closed."""
-    wrap, made = current.wrap, list[object]()
-
-    def interrupted(*args: Any) -> Any:
-        interrupting.interrupt(7)
-        made.append(wrap(*args))
-        return made[-1]
-
-    monkeypatch.setattr(current, "wrap", interrupted)
-    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    station = current.Station(0, Outlet(ends[0], interrupting.control), interrupting.control, PLAIN)
-    interrupting.control.begin(7)
-    with ends[0], ends[1], current.being_in_thread(station), pytest.raises(CallInterrupted):
-        current.report(bytes(100_000))
-    assert len(made) == 1
-
-
 def test_an_interruption_of_another_call_does_not_come_when_this_one_goes_on(interrupting: Interrupting) -> None:
     """It is kept for its own."""
     control = interrupting.control
     control.begin(7)
     control.uninterrupted(lambda: interrupting.interrupt(8))
     assert control.interrupted is None
-    control.end()
+    control.current = None
     with pytest.raises(CallInterrupted):
         control.begin(8)
 

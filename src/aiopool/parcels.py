@@ -15,8 +15,9 @@ import mmap
 import os
 import pickle
 import weakref
+from collections import deque
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from .arena import Arena, Block, write
 
@@ -91,21 +92,24 @@ class Parcel:
             self.descriptor, self._block = block.lend(), block
             self.with_descriptor.add(self)
         else:
-            self.descriptor = os.memfd_create("aiopool")
+            # In one step, written in C: behind each call a signal's handler may raise, and nobody would have it.
+            deque(map(setattr, [self], ["descriptor"], map(os.memfd_create, ["aiopool"])), 0)
             self.with_descriptor.add(self)
-            write(self.descriptor, pieces)
+            write(cast("int", self.descriptor), pieces)
 
     def close(self) -> None:
         """Let go of the memory."""
         if self.descriptor is not None:
             self.with_descriptor.discard(self)
-            os.close(self.descriptor)
-            self.descriptor = None
+            descriptor, self.descriptor = self.descriptor, None  # first: a signal's handler may raise behind any call
+            os.close(descriptor)
         if self._block is not None and self._arena is not None:
             self._arena.put(self._block)
             self._block = None
 
-    __del__ = close
+    def __del__(self) -> None:
+        if hasattr(self, "_arena"):  # else it was interrupted before it had anything
+            self.close()
 
     def parts(self) -> list[memoryview]:
         """Return the parts, which the caller may write to: for where the memory itself cannot be passed on."""

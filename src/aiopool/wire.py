@@ -44,6 +44,7 @@ import mmap
 import os
 import socket
 import struct
+from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -53,7 +54,7 @@ from .sharing import CallPayload, Sharing
 __all__ = [
     "Decoder", "Frame", "Kind", "Packet", "WireError",
     "call_of", "encode", "frames_of", "function_part", "is_bare", "lasting_scratch", "packets", "receive", "send",
-    "unpack_call",
+    "send_all", "unpack_call",
 ]  # fmt: skip
 
 HEADER = struct.Struct("<BBQQQ")
@@ -63,6 +64,8 @@ GLIMPSE = HEADER.size + 1
 """As many bytes of a packet as tell what it is."""
 
 LENGTH = struct.Struct("<Q")
+
+DESCRIPTOR = struct.Struct("i")
 
 PACKET = 64 * 1024
 """The most bytes of one packet."""
@@ -192,9 +195,25 @@ def unpack_call(payload: bytes | memoryview) -> tuple[memoryview, memoryview]:
 def send(sock: socket.socket, packet: Packet) -> None:
     """Send a packet."""
     if isinstance(packet, Parcel):
-        socket.send_fds(sock, [b"."], [packet.descriptor or 0])
+        sock.sendmsg(*_message_of(packet))
     else:
         sock.send(packet)
+
+
+def send_all(sock: socket.socket, packets: Sequence[Packet], sent: deque[int]) -> None:
+    """Send packets, and add an item to ``sent`` for each.
+
+    That is one step, written in C: where a signal's handler raises, be it that the socket has to wait, it is known what
+    was sent.
+    """
+    messages = [_message_of(packet) for packet in packets]
+    sent.extend(map(sock.sendmsg, [content for content, _ in messages], [extra for _, extra in messages]))
+
+
+def _message_of(packet: Packet) -> tuple[list[bytes | memoryview], list[tuple[int, int, bytes]]]:
+    if isinstance(packet, Parcel):
+        return [b"."], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, DESCRIPTOR.pack(packet.descriptor or 0))]
+    return [packet], []
 
 
 def receive(sock: socket.socket, decoder: Decoder, flags: int = 0) -> Frame | None:

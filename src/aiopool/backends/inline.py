@@ -244,10 +244,6 @@ class Undisturbed:
         """From now on this call runs."""
         self.current = call
 
-    def end(self) -> None:
-        """No call runs."""
-        self.current = None
-
     def forestalled(self, call: int) -> bool:
         """Return whether a call that begins was interrupted before: none is."""
         del call

@@ -17,7 +17,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterable
 from types import FrameType
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 from ..exceptions import CallInterrupted
 
@@ -41,7 +41,8 @@ class Control:
     """The worker's end of the pipe.
 
     Attributes:
-        current: the id of the call whose function runs now, or None.
+        current: the id of the call whose function runs now, or None. It is set to that when the call ends, and by no
+            method, for an interruption may come before the first step of one.
         interrupted: the id of the call that was interrupted last, or None.
         looped: whether a loop reads the pipe, too.
     """
@@ -63,10 +64,9 @@ class Control:
         self.current = call
         if self._unread:
             self._read()
-        if self._early:
-            early, self._early = self._early, {}  # what came for others is of no use any more: this one is alone
-            if call in early:
-                self._raise(call)
+        if self._early:  # what came for others is of no use any more: this one is alone
+            self._early = {call: None} if call in self._early else {}
+            self._catch_up()
 
     def forestalled(self, call: int) -> bool:
         """Return whether a call that begins beside others was interrupted before."""
@@ -74,10 +74,6 @@ class Control:
             return False
         del self._early[call]
         return True
-
-    def end(self) -> None:
-        """No call runs."""
-        self.current = None
 
     def uninterrupted(self, function: Callable[[], T]) -> T:
         """Call what must not be left half done; raise behind it if this call was interrupted meanwhile.
@@ -121,21 +117,21 @@ class Control:
     def _catch_up(self) -> None:
         """Raise if the present call is to stop, and nothing holds that off."""
         if self.current in self._early and not self._held:
+            self.interrupted = self.current
+            # No call between these two: behind one, a handler of the job's own may raise, and this would be lost.
             del self._early[self.current]
-            self._raise(self.current)
+            raise CallInterrupted
 
     def _read(self) -> None:
         self._unread = False
         try:
             orders = os.read(self._descriptor, MOST_ORDERS * ORDER.size)
-        except OSError:  # nothing was written, or the job has closed it
-            return
+        except OSError as error:
+            if error.errno is None:  # not the system's: a signal's handler of the job's raised it
+                raise
+            return  # nothing was written, or the job has closed it
         for call, more in ORDER.iter_unpack(orders):
             if more:
                 self._more.append((call, more))
             else:
                 self._early[call] = None
-
-    def _raise(self, call: int) -> NoReturn:
-        self.interrupted = call
-        raise CallInterrupted

@@ -56,9 +56,6 @@ class Calls(Protocol):
     def begin(self, call: int, /) -> None:
         """From now on this call runs."""
 
-    def end(self) -> None:
-        """No call runs."""
-
     def forestalled(self, call: int, /) -> bool:
         """Return whether a call that begins was interrupted before."""
         ...
@@ -182,12 +179,7 @@ def report(value: object) -> None:
     call = station.control.current or (duty.call if duty is not None and duty.station is station else None)
     if call is None:
         return
-    station.outlet.send(_packets(station.control, call, *station.pickling.dumps(value)))
-
-
-def _packets(control: Calls, call: int, pickled: bytes, buffers: list[memoryview]) -> list[wire.Packet]:
-    # Not to be interrupted: a descriptor that nobody has got yet would be left.
-    return control.uninterrupted(lambda: wire.encode(wire.Kind.PROGRESS, call, wrap(pickled, buffers, wire.LARGEST)))
+    station.outlet.send(wire.encode(wire.Kind.PROGRESS, call, wrap(*station.pickling.dumps(value), wire.LARGEST)))
 
 
 def _present() -> Station | None:

@@ -69,7 +69,7 @@ def _result(frame: wire.Frame, control: Calls, pickling: Pickling) -> tuple[byte
         function, args, kwds = unpickled(frame.payload, frame.buffers, pickling)
         return _pickled(checked(function(*args, **kwds)), pickling)
     finally:
-        control.end()
+        control.current = None
 
 
 def unpickled(

@@ -9,6 +9,7 @@ import threading
 from collections import deque
 
 from .. import wire
+from ..parcels import Parcel
 from .current import Calls
 
 __all__ = ["Outlet"]
@@ -36,6 +37,8 @@ class Outlet:
         self._turn = threading.RLock()
         self._unsent: deque[tuple[list[wire.Packet], float | None]] = deque()
         self._sending = False
+        self._rest: list[wire.Packet] = []  # of a message that has several
+        self._sent: deque[int] = deque()  # an item for each of them that was sent
         self._dropped = 0
 
     def send(self, packets: list[wire.Packet], patience: float | None = None) -> None:
@@ -57,27 +60,32 @@ class Outlet:
                     self._sending = False
 
     def _send_whole(self, packets: list[wire.Packet], patience: float | None) -> None:
-        if len(packets) <= 1:
-            self._send_or_drop(packets, patience)
-            return
-
-        def send() -> None:
-            self._send_or_drop(packets, patience)
-            packets.clear()  # now: what is raised in a destructor is lost
-
-        self._control.uninterrupted(send)
-
-    def _send_or_drop(self, packets: list[wire.Packet], patience: float | None) -> None:
+        if self._rest and patience is None:  # a signal's handler of the job's has raised as it was sent
+            self._control.uninterrupted(self._send_rest)
         if self._dropped:
             patience = patience and 0.0
+        if self._rest or not self._tell_of_dropped(patience):
+            self._dropped += 1
+        elif len(packets) > 1:
+            self._rest, self._sent = packets, deque()
+            self._control.uninterrupted(self._send_rest)
+        elif packets and not self._put(packets[0], patience):
+            self._dropped += 1
+
+    def _tell_of_dropped(self, patience: float | None) -> bool:
+        if self._dropped:
             (news,) = wire.encode(wire.Kind.UNLOGGED, self._dropped)
             if not self._put(news, patience):
-                self._dropped += 1
-                return
+                return False
             self._dropped = 0
-        for packet in packets:
-            if not self._put(packet, patience):
-                self._dropped += 1
+        return True
+
+    def _send_rest(self) -> None:
+        wire.send_all(self._channel, self._rest[len(self._sent) :], self._sent)
+        for packet in self._rest:
+            if isinstance(packet, Parcel):
+                packet.close()
+        self._rest.clear()  # now, and closed: what is raised in a destructor is lost
 
     def _put(self, packet: wire.Packet, patience: float | None) -> bool:
         """Send a packet; return False if that cannot be done within so many seconds, or any more."""
@@ -94,8 +102,10 @@ class Outlet:
                         return False
                 else:
                     return True
-        except OSError:  # closed: this is a process that a job has forked, or the parent is gone
-            return False
+        except OSError as error:
+            if error.errno is None:  # not the system's: a signal's handler of the job's raised it
+                raise
+            return False  # closed: this is a process that a job has forked, or the parent is gone
 
     def _writable(self, patience: float) -> bool:
         poll = select.poll()

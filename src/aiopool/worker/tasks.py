@@ -231,13 +231,10 @@ class Tasks:
     def _step(self, run: Run, step: Callable[[], T]) -> T:
         """Take a step of an ordinary generator, which may be interrupted."""
         try:
-            try:
-                self._control.begin(run.call)
-                return self._step_aside(step)
-            finally:
-                self._control.end()
-        finally:  # once more, for an interruption may have come in between
-            self._control.end()
+            self._control.begin(run.call)
+            return self._step_aside(step)
+        finally:
+            self._control.current = None
             _set_running_loop(self._loop)
 
     def _step_aside(self, step: Callable[[], T]) -> T:
@@ -266,7 +263,7 @@ def run(frame: wire.Frame, control: current.Calls, pickling: Pickling) -> Answer
     try:
         return asyncio.run(alone)
     finally:
-        control.end()
+        control.current = None
 
 
 async def _alone(run: Run, frame: wire.Frame, pickling: Pickling) -> Answer:
