@@ -9,9 +9,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextvars import ContextVar
-from typing import Any, NoReturn
+from types import FrameType
+from typing import Any, NoReturn, cast
 
 from aiopool import current_worker, report
 from aiopool.exceptions import CallInterrupted
@@ -389,3 +390,43 @@ class Generates:
 
     def __call__(self, end: int) -> Iterator[int]:
         yield from range(end)
+
+
+class Late(Exception):
+    """Raised by a signal's handler of the job's own, as its time is up."""
+
+
+def be_late_at(name: str, event: str) -> None:
+    """Have a signal come, whose handler raises, at such a place of the worker's own code; once."""
+
+    def handle(frame: FrameType, what: object, _: object = None) -> None:
+        if what == event and frame.f_code.co_name == name:
+            sys.setprofile(None)
+            raise Late
+
+    signal.signal(signal.SIGUSR2, cast("Callable[[int, FrameType | None], object]", handle))
+    sys.setprofile(handle)
+
+
+async def leave_late_at(name: str, event: str) -> int:
+    be_late_at(name, event)
+    return 1
+
+
+def yield_late_at(name: str, event: str) -> Iterator[int]:
+    be_late_at(name, event)
+    yield from range(3)
+
+
+class Handling:
+    """Handles a signal, in all ways that there are."""
+
+    def method(self, *_: object) -> NoReturn:
+        raise Late
+
+    def __call__(self, *_: object) -> NoReturn:
+        raise Late
+
+
+def handle(*_: object) -> NoReturn:
+    raise Late

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 
 import pytest
 
-from aiopool import wire
+from aiopool import parcels, wire
+from aiopool.backends import channel as channel_module
 from aiopool.backends.channel import Channel
 
 pytestmark = pytest.mark.both_loops
@@ -73,6 +75,65 @@ async def test_what_nobody_can_read_any_more_stays_where_it_is(
     packets = wire.encode(wire.Kind.DROP, 1)
     channel.send(packets)
     assert channel.take_unsent() == packets
+    channel.close()
+
+
+@pytest.mark.parametrize("closes", [False, True])
+async def test_a_descriptor_that_cannot_be_sent_yet_is_sent_a_little_later(
+    ends: tuple[socket.socket, socket.socket], heard: Heard, monkeypatch: pytest.MonkeyPatch, *, closes: bool
+) -> None:
+    """Linux lets a user have so many on their way only. What comes behind it waits, too; in vain if nobody waits."""
+    channel = Channel(asyncio.get_running_loop(), ends[0], heard.frames.extend, heard.on_garbled)
+    refused, send = [3], wire.send
+
+    def refusing(sock: socket.socket, packet: wire.Packet) -> None:
+        if isinstance(packet, parcels.Parcel) and refused[0]:
+            refused[0] -= 1
+            raise OSError(errno.ETOOMANYREFS, "too many")
+        send(sock, packet)
+
+    monkeypatch.setattr(wire, "send", refusing)
+    monkeypatch.setattr(channel_module, "CROWDED", 0.001)
+    channel.send(wire.encode(wire.Kind.CALL, 1, parcels.wrap(bytes(100_000), (), wire.LARGEST)))
+    channel.send(wire.encode(wire.Kind.DROP, 2))
+    if closes:
+        assert len(channel.take_unsent()) == 2
+        channel.close()
+        return
+    decoder, loop, come = wire.Decoder(), asyncio.get_running_loop(), asyncio.Queue[wire.Frame]()
+
+    def receive() -> None:
+        if (frame := wire.receive(ends[1], decoder)) is not None:
+            come.put_nowait(frame)
+
+    loop.add_reader(ends[1].fileno(), receive)
+    frames = [await come.get(), await come.get()]
+    loop.remove_reader(ends[1].fileno())
+    assert [frame.call for frame in frames] == [1, 2]
+    assert frames[0].payload == bytes(100_000)
+    assert refused == [0]
+    channel.close()
+
+
+async def test_it_does_not_ask_all_the_time_whether_a_descriptor_can_be_sent(
+    ends: tuple[socket.socket, socket.socket], heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The socket could be written to, also where that came of waiting for it."""
+    loop, asked, done = asyncio.get_running_loop(), list[wire.Packet](), asyncio.Event()
+    channel = Channel(loop, ends[0], heard.frames.extend, heard.on_garbled)
+
+    def refusing(_sock: socket.socket, packet: wire.Packet) -> None:
+        asked.append(packet)
+        if len(asked) == 1:
+            raise BlockingIOError
+        loop.call_soon(done.set)
+        raise OSError(errno.ETOOMANYREFS, "too many")
+
+    monkeypatch.setattr(wire, "send", refusing)
+    monkeypatch.setattr(channel_module, "CROWDED", 1000)
+    channel.send([b"one"])
+    await done.wait()
+    assert not loop.remove_writer(ends[0].fileno())
     channel.close()
 
 

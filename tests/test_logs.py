@@ -241,56 +241,53 @@ async def test_a_field_that_does_not_pickle_arrives_in_words(keeper: Keeper) -> 
     fields: dict[str, Any] = vars(record)
     assert fields["odd"].startswith("<function log_with_odd_fields.<locals>.<lambda>")
     assert fields["even"] == [2]
-    assert fields["wordless"] == fields["exits"] == "<Wordless: its repr() raised>"
+    assert fields["wordless"] == "<Wordless: its repr() raised>"
 
 
 def log_with_odd_fields() -> None:
     """Log something that cannot travel."""
-    logging.getLogger(NAME).info(
-        "odd", extra={"odd": lambda: 1, "even": [2], "wordless": Wordless(), "exits": Wordless(SystemExit)}
-    )
+    logging.getLogger(NAME).info("odd", extra={"odd": lambda: 1, "even": [2], "wordless": Wordless()})
 
 
 class Wordless:
     """Can neither travel nor be described."""
 
-    def __init__(self, error: type[BaseException] = RuntimeError) -> None:
-        self.error = error
-
     def __reduce__(self) -> NoReturn:
-        raise self.error
+        raise RuntimeError
 
     def __repr__(self) -> str:
-        raise self.error
+        raise RuntimeError
 
 
 class Interrupted:
     """The call is interrupted as it is pickled, or as it is described."""
 
-    def __init__(self, *, pickles: bool) -> None:
+    def __init__(self, kind: type[BaseException], *, pickles: bool) -> None:
+        self.kind = kind
         self.pickles = pickles
 
     def __reduce__(self) -> Any:
         if self.pickles:
-            return Interrupted, (self.pickles,)
-        raise CallInterrupted
+            return Interrupted, (self.kind,)
+        raise self.kind
 
     def __repr__(self) -> str:
         if self.pickles:
-            raise CallInterrupted
+            raise self.kind
         return "Interrupted()"
 
 
+@pytest.mark.parametrize("kind", [CallInterrupted, KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("pickles", [False, True])
-def test_an_interruption_while_a_field_is_made_ready_is_heard(*, pickles: bool) -> None:
-    """It is the call's, and not the field's."""
+def test_an_interruption_while_a_field_is_made_ready_is_heard(kind: type[BaseException], *, pickles: bool) -> None:
+    """It is the call's, and not the field's; so is what a signal's handler raises to end the job."""
 
     class Nowhere:
         def send(self, packets: Any, patience: float) -> None:
             raise AssertionError(packets, patience)
 
-    record = logging.makeLogRecord({"field": Interrupted(pickles=pickles)})
-    with pytest.raises(CallInterrupted):
+    record = logging.makeLogRecord({"field": Interrupted(kind, pickles=pickles)})
+    with pytest.raises(kind):
         ForwardingHandler(Nowhere()).handle(record)
 
 

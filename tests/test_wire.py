@@ -82,6 +82,16 @@ def test_messages_come_out_as_they_went_in(
     check_that_they_come_out(ends, drawn)
 
 
+def test_pieces_that_there_is_no_memory_for_are_an_error(ends: tuple[socket.socket, socket.socket]) -> None:
+    """Also where a descriptor was to come."""
+    ends[0].send(wire.HEADER.pack(Kind.RESULT, wire.Form.DESCRIPTOR, 0, 1, 2**62) + wire.LENGTH.pack(2**62))
+    ends[0].send(wire.FOLLOWING)
+    decoder = Decoder()
+    assert wire.receive(ends[1], decoder) is None
+    with pytest.raises(WireError, match="no memory"):
+        wire.receive(ends[1], decoder)
+
+
 @pytest.mark.usefixtures("no_memory")
 def test_large_messages_come_in_pieces_where_there_is_no_memory_to_pass(
     ends: tuple[socket.socket, socket.socket],

@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -193,6 +194,52 @@ def test_a_handler_may_raise_while_a_message_waits_for_the_parent(
     received(ends[1])
     outlet.send([b"next"])
     assert received(ends[1]) == [b"two", b"three", wire.encode(wire.Kind.UNLOGGED, 1)[0], b"next"]
+
+
+@pytest.mark.parametrize("maps", [True, False])
+def test_a_report_whose_descriptor_cannot_be_sent_goes_in_pieces(
+    station: current.Station, ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch, *, maps: bool
+) -> None:
+    """Linux lets a user have so many on their way only, and a parent that does not read may have left them there."""
+    send_all = wire.send_all
+
+    def refusing(sock: socket.socket, packets: list[wire.Packet], sent: deque[int]) -> None:
+        fine = list(itertools.takewhile(lambda packet: not isinstance(packet, parcels.Parcel), packets))
+        send_all(sock, fine, sent)
+        if len(fine) < len(packets):
+            raise OSError(errno.ETOOMANYREFS, "too many")
+
+    monkeypatch.setattr(wire, "send_all", refusing)
+    if not maps:
+        monkeypatch.setattr(parcels, "_map", fail_to_map)
+    before, value = descriptors(), bytes(range(250)) * 400
+    current.report(value)
+    station.outlet.send(wire.encode(wire.Kind.HEAVY))
+    decoder, frames = wire.Decoder(), list[wire.Frame]()
+    while len(frames) < 2:
+        if (frame := wire.receive(ends[1], decoder)) is not None:
+            frames.append(frame)
+    assert frames[0].payload is not None
+    assert pickle.loads(frames[0].payload) == value
+    assert descriptors() == before
+
+
+def fail_to_map(*_: object) -> NoReturn:
+    """Do as a process with too many mappings does."""
+    raise OSError(errno.ENOMEM, "no more")
+
+
+def test_what_else_the_system_says_of_a_message_is_raised(
+    interrupting: Interrupting, ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parent may be gone."""
+
+    def failing(*_: object) -> NoReturn:
+        raise BrokenPipeError(errno.EPIPE, "gone")
+
+    monkeypatch.setattr(wire, "send_all", failing)
+    with pytest.raises(BrokenPipeError):
+        Outlet(ends[0], interrupting.control).send([b"one", b"two"])
 
 
 @pytest.mark.parametrize("number", [None, errno.EPIPE])

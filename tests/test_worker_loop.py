@@ -7,8 +7,10 @@ import contextlib
 import itertools
 import os
 import pickle
+import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -219,3 +221,50 @@ def test_a_loop_that_a_job_has_closed_is_closed(
     """The worker ends because of that, and with no other error on top."""
     with loop_between(ends, interrupting, lambda _call, _answer: None) as looped:
         looped._loop.close()
+
+
+@pytest.fixture
+def handled(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A signal that is handled so."""
+    before = signal.signal(signal.SIGUSR2, request.param)
+    yield
+    signal.signal(signal.SIGUSR2, before)
+
+
+@pytest.mark.parametrize(
+    "handled",
+    [async_jobs.handle, async_jobs.Handling().method, partial(async_jobs.handle, 1), async_jobs.Handling()],
+    indirect=True,
+)
+@pytest.mark.usefixtures("handled")
+def test_a_loop_ends_where_a_signals_handler_has_raised_in_its_own_code(
+    ends: tuple[socket.socket, socket.socket], interrupting: Interrupting
+) -> None:
+    """Something was left undone, and somebody might wait for that for ever."""
+    with loop_between(ends, interrupting, Answers().take) as looped:
+        looped._loop.call_soon(signal.raise_signal, signal.SIGUSR2)
+        with pytest.raises(async_jobs.Late):
+            looped.receive()
+
+
+@pytest.mark.parametrize("handled", [async_jobs.handle], indirect=True)
+@pytest.mark.parametrize("raising", [lambda: signal.raise_signal(signal.SIGUSR2), lambda: 1 // 0])
+@pytest.mark.usefixtures("handled")
+def test_a_loop_goes_on_when_a_callback_of_a_job_has_raised(
+    raising: Callable[[], object], ends: tuple[socket.socket, socket.socket], interrupting: Interrupting
+) -> None:
+    """It is told of, as asyncio does it; also where a handler has raised in there."""
+    send(ends[1], wire.encode(wire.Kind.LEAVE))
+    with loop_between(ends, interrupting, Answers().take) as looped:
+        looped._loop.call_soon(raising)
+        assert looped.receive().kind == wire.Kind.LEAVE
+
+
+def test_a_call_that_runs_as_its_worker_ends_is_not_answered(
+    ends: tuple[socket.socket, socket.socket], interrupting: Interrupting
+) -> None:
+    """That it was cancelled as the loop was closed is nothing that its caller could understand."""
+    answers = Answers()
+    with loop_between(ends, interrupting, answers.take) as looped:
+        looped.begin(coroutine(async_jobs.add, 1))
+    assert not answers.told

@@ -40,6 +40,7 @@ sent it, from a reader that is busy, stopped or dead.
 from __future__ import annotations
 
 import enum
+import errno
 import mmap
 import os
 import socket
@@ -53,8 +54,8 @@ from .sharing import CallPayload, Sharing
 
 __all__ = [
     "Decoder", "Frame", "Kind", "Packet", "WireError",
-    "call_of", "encode", "frames_of", "function_part", "is_bare", "lasting_scratch", "packets", "receive", "send",
-    "send_all", "unpack_call",
+    "are_too_many", "call_of", "encode", "frames_of", "function_part", "in_pieces", "is_bare", "lasting_scratch",
+    "packets", "receive", "send", "send_all", "unpack_call",
 ]  # fmt: skip
 
 HEADER = struct.Struct("<BBQQQ")
@@ -66,6 +67,9 @@ GLIMPSE = HEADER.size + 1
 LENGTH = struct.Struct("<Q")
 
 DESCRIPTOR = struct.Struct("i")
+
+ATTACHED, FOLLOWING = b".", b":"
+"""What the packet says that is to have a descriptor: here it is; or, it could not be sent, and pieces follow."""
 
 PACKET = 64 * 1024
 """The most bytes of one packet."""
@@ -156,7 +160,11 @@ def encode(kind: int, call: int = 0, payload: CallPayload = b"", number: int = 0
     header = HEADER.pack(kind, form, number, call, payload.size) + table
     if payload.descriptor is not None:
         return [header, payload]
-    return [header, *(payload.content[start : start + PACKET] for start in range(0, payload.size, PACKET))]
+    return [header, *_pieces(payload.content)]
+
+
+def _pieces(content: memoryview) -> list[memoryview]:
+    return [content[start : start + PACKET] for start in range(0, len(content), PACKET)]
 
 
 def packets(payload: CallPayload) -> int:
@@ -212,8 +220,18 @@ def send_all(sock: socket.socket, packets: Sequence[Packet], sent: deque[int]) -
 
 def _message_of(packet: Packet) -> tuple[list[bytes | memoryview], list[tuple[int, int, bytes]]]:
     if isinstance(packet, Parcel):
-        return [b"."], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, DESCRIPTOR.pack(packet.descriptor or 0))]
+        return [ATTACHED], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, DESCRIPTOR.pack(packet.descriptor or 0))]
     return [packet], []
+
+
+def are_too_many(error: OSError) -> bool:
+    """Whether a descriptor could not be sent because this user has too many on their way: Linux counts them."""
+    return error.errno == errno.ETOOMANYREFS
+
+
+def in_pieces(parcel: Parcel) -> list[Packet]:
+    """Return what takes the place of a parcel whose descriptor cannot be sent, though its header was."""
+    return [FOLLOWING, *_pieces(parcel.whole())]
 
 
 def receive(sock: socket.socket, decoder: Decoder, flags: int = 0) -> Frame | None:
@@ -224,8 +242,11 @@ def receive(sock: socket.socket, decoder: Decoder, flags: int = 0) -> Frame | No
         ConnectionResetError: the other end is closed.
     """
     if decoder.awaits_descriptor:
-        _, descriptors, _, _ = socket.recv_fds(sock, 1, 1, flags | NOT_INHERITED)
-        return decoder.attached(descriptors)
+        said, descriptors, _, _ = socket.recv_fds(sock, 1, 1, flags | NOT_INHERITED)
+        if said != FOLLOWING:
+            return decoder.attached(descriptors)
+        decoder.expect_pieces()
+        return None
     return decoder.filled(sock.recv_into(decoder.space(), 0, flags))
 
 
@@ -285,6 +306,14 @@ class Decoder:
             return Frame(*self._head, None)
         return self._parcel(content)
 
+    def expect_pieces(self) -> None:
+        """The descriptor does not come; the content does, in pieces."""
+        self.awaits_descriptor = False
+        try:
+            self._large, self._large_end = memoryview(bytearray(self._size)), 0
+        except (MemoryError, OverflowError) as error:
+            raise WireError(f"no memory for a message of {self._size} bytes") from error
+
     def _shared(self) -> bool:
         return self._head[0] == Kind.SHARE
 
@@ -295,10 +324,7 @@ class Decoder:
         self._size, self._lengths = length, [length for (length,) in LENGTH.iter_unpack(table)]
         self.awaits_descriptor = form == Form.DESCRIPTOR
         if form == Form.PIECES:
-            try:
-                self._large, self._large_end = memoryview(bytearray(length)), 0
-            except (MemoryError, OverflowError) as error:
-                raise WireError(f"no memory for a message of {length} bytes") from error
+            self.expect_pieces()
 
     def _piece(self, large: memoryview, count: int) -> Frame | None:
         self._large_end += count

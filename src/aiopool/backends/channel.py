@@ -19,6 +19,9 @@ __all__ = ["Channel"]
 MOST_FRAMES = 256
 """Messages received before others in the loop have their turn."""
 
+CROWDED = 0.01
+"""Seconds until a descriptor is sent again that could not be, since this user has too many on their way. No event tells
+when there are fewer."""
 
 ANSWER = int(wire.Kind.RESULT)
 """From here on, kinds of messages are answers; a member of an enumeration takes longer to compare."""
@@ -48,6 +51,7 @@ class Channel:
         self._on_garbled = on_garbled
         self._decoder = wire.Decoder(mmap.ACCESS_WRITE, wire.lasting_scratch())
         self._unsent: deque[wire.Packet] = deque()  # packets that the kernel has not taken yet
+        self._crowded: asyncio.TimerHandle | None = None  # when to go on
         self._last = 0  # the call that was sent last
         self._garbled = False
         sock.setblocking(False)
@@ -60,7 +64,7 @@ class Channel:
         self._unsent.extend(packets)
         if not waiting:
             self._transmit()
-            if self._unsent:
+            if self._unsent and self._crowded is None:
                 self._loop.add_writer(self._fd, self._resume)
 
     def take_unsent(self) -> list[wire.Packet]:
@@ -96,12 +100,20 @@ class Channel:
             if not self._loop.is_closed():
                 self._loop.remove_reader(self._fd)
                 self._loop.remove_writer(self._fd)
+            if self._crowded is not None:
+                self._crowded.cancel()
             self._sock.close()
 
     def _resume(self) -> None:
         self._transmit()
-        if not self._unsent:
+        if not self._unsent or self._crowded is not None:
             self._loop.remove_writer(self._fd)
+
+    def _try_again(self) -> None:
+        self._crowded = None
+        self._transmit()
+        if self._unsent and self._crowded is None:
+            self._loop.add_writer(self._fd, self._resume)
 
     def _transmit(self) -> None:
         unsent = self._unsent
@@ -111,8 +123,10 @@ class Channel:
                 unsent.popleft()
         except BlockingIOError:
             pass  # `_resume` goes on
-        except OSError:
-            pass  # nobody can read it any more; that is for the worker's death to report
+        except OSError as error:
+            if wire.are_too_many(error):
+                self._crowded = self._loop.call_later(CROWDED, self._try_again)
+            # Else nobody can read it any more; that is for the worker's death to report.
 
     def _receive(self) -> bool:
         """Report what there is; return whether there may be more."""

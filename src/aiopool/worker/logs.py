@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 from .. import wire
-from ..exceptions import CallInterrupted
 from .outlet import Outlet
 
 __all__ = ["Extra", "ForwardingHandler", "Levels", "forward"]
@@ -134,18 +133,14 @@ def _packed(value: Any) -> Any:
     words = _in_words(value)
     try:
         return Extra(pickle.dumps(value, protocol=5), words)
-    except CallInterrupted:
-        raise
-    except BaseException:  # noqa: BLE001 - the user's
+    except Exception:  # noqa: BLE001 - the user's
         return words
 
 
 def _in_words(value: object) -> str:
     try:
         return str.__str__(repr(value))[:MOST_WORDS]
-    except CallInterrupted:
-        raise
-    except BaseException:  # noqa: BLE001 - the user's
+    except Exception:  # noqa: BLE001 - the user's
         return f"<{type(value).__name__}: its repr() raised>"
 
 

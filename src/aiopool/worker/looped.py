@@ -6,6 +6,9 @@ So what coroutines have left on the loop goes on while the worker waits. A funct
 from __future__ import annotations
 
 import asyncio
+import functools
+import signal
+import sys
 from collections.abc import Callable, Coroutine
 from contextvars import copy_context
 from typing import Any
@@ -45,6 +48,7 @@ class Looped:
         self._listening = False
         self._arrived: wire.Frame | None = None  # what is not for the loop
         self._failure: BaseException | None = None  # of the channel
+        self._loop.set_exception_handler(self._escaped)
         station.control.looped = True
         if station.arena is not None:
             station.arena.attend(self._loop)
@@ -83,8 +87,17 @@ class Looped:
         except (SystemExit, KeyboardInterrupt):  # of a handler that a job has set
             self._loop.default_exception_handler(context)
 
+    def _escaped(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Tell what a callback has raised, as ever; but do not go on where something of ours was left undone."""
+        error = context.get("exception")
+        if "handle" in context and isinstance(error, BaseException) and _is_of_handler(error, loop):
+            self._failure = error
+            loop.stop()
+        loop.default_exception_handler(context)
+
     def close(self) -> None:
         """Cancel what is left, close async generators and the loop."""
+        self._tasks.drop()
         if self._loop.is_closed():  # a job has done that
             return
         self._unlisten()
@@ -94,13 +107,13 @@ class Looped:
 
     def _listen(self) -> None:
         if not self._listening and self._tasks.has_place:
-            self._listening = True
             self._loop.add_reader(self._descriptor, self._take)
+            self._listening = True
 
     def _unlisten(self) -> None:
         if self._listening:
-            self._listening = False
             self._loop.remove_reader(self._descriptor)
+            self._listening = False
 
     def _take(self) -> None:
         """Take messages as long as there is a place."""
@@ -129,3 +142,25 @@ class Looped:
             self._loop.stop()
         else:
             self._listen()
+
+
+def _is_of_handler(error: BaseException, loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether a signal's handler has raised this that came upon code of the loop or of the pool, and not of a job."""
+    machinery = {_package_of(__name__), _package_of(type(loop).__module__), *sys.stdlib_module_names}
+    step = error.__traceback__
+    while step is not None and _package_of(str(step.tb_frame.f_globals.get("__name__"))) in machinery:
+        step = step.tb_next
+    handlers = map(signal.getsignal, signal.valid_signals())
+    return step is not None and step.tb_frame.f_code in map(_code_of, filter(callable, handlers))
+
+
+def _package_of(module: str) -> str:
+    name = module.partition(".")[0]
+    return "collections" if name.startswith("namedtuple_") else name  # where methods of a namedtuple say that they are
+
+
+def _code_of(function: object) -> object:
+    while isinstance(function, functools.partial):
+        function = function.func
+    function = getattr(function, "__func__", function)
+    return getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", None)

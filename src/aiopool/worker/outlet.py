@@ -55,13 +55,13 @@ class Outlet:
                 self._sending = True
                 try:
                     while self._unsent:
+                        if self._rest and self._unsent[0][1] is None:  # a signal's handler has raised as it was sent
+                            self._control.uninterrupted(self._send_rest)
                         self._send_whole(*self._unsent.popleft())
                 finally:
                     self._sending = False
 
     def _send_whole(self, packets: list[wire.Packet], patience: float | None) -> None:
-        if self._rest and patience is None:  # a signal's handler of the job's has raised as it was sent
-            self._control.uninterrupted(self._send_rest)
         if self._dropped:
             patience = patience and 0.0
         if self._rest or not self._tell_of_dropped(patience):
@@ -81,7 +81,15 @@ class Outlet:
         return True
 
     def _send_rest(self) -> None:
-        wire.send_all(self._channel, self._rest[len(self._sent) :], self._sent)
+        while (place := len(self._sent)) < len(self._rest):
+            try:
+                wire.send_all(self._channel, self._rest[place:], self._sent)
+            except OSError as error:
+                place = len(self._sent)
+                parcel = self._rest[place]
+                if not wire.are_too_many(error) or not isinstance(parcel, Parcel):
+                    raise
+                self._rest[place : place + 1] = wire.in_pieces(parcel)
         for packet in self._rest:
             if isinstance(packet, Parcel):
                 packet.close()

@@ -155,14 +155,22 @@ class Tasks:
         if (run := self._runs.get(call)) is not None:
             run.grant(more)
 
-    def _ended(self, run: Run, task: asyncio.Task[Answer]) -> None:
-        del self._runs[run.call]
-        self._free += run.places
-        self._answer(run.call, self._cancelled(run) if task.cancelled() else task.result())
+    def drop(self) -> None:
+        """Answer for no call any more: the worker ends, and they with it."""
+        self._runs.clear()
 
-    def _cancelled(self, run: Run) -> Answer:
-        """Answer for a task that never took a step; a job may have cancelled it, too."""
-        return _failed(job.INTERRUPTED if run.stopped else failures.encode(asyncio.CancelledError(), HIDDEN), run)
+    def _ended(self, run: Run, task: asyncio.Task[Answer]) -> None:
+        if self._runs.pop(run.call, None) is not None:
+            self._free += run.places
+            self._answer(run.call, self._outcome_of(task, run))
+
+    def _outcome_of(self, task: asyncio.Task[Answer], run: Run) -> Answer:
+        error: BaseException | None
+        if task.cancelled():  # before its first step; a job may have cancelled it, too
+            error = asyncio.CancelledError()
+        elif (error := task.exception()) is None:  # else a signal's handler has raised behind the job
+            return task.result()
+        return _failed(job.INTERRUPTED if run.stopped else failures.encode(error, HIDDEN), run)
 
     async def _outcome(self, run: Run, frame: wire.Frame) -> Answer:
         result = self._result(run, frame)
