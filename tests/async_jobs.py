@@ -16,6 +16,7 @@ from typing import Any, NoReturn, cast
 
 from aiopool import current_worker, report
 from aiopool.exceptions import CallInterrupted
+from aiopool.worker import tasks
 from jobs import make_unpickles_never_in_parent, mapped, tell, wait_at
 
 variable: ContextVar[str] = ContextVar("variable", default="unset")
@@ -418,15 +419,15 @@ def yield_late_at(name: str, event: str) -> Iterator[int]:
     yield from range(3)
 
 
-class Handling:
-    """Handles a signal, in all ways that there are."""
-
-    def method(self, *_: object) -> NoReturn:
-        raise Late
-
-    def __call__(self, *_: object) -> NoReturn:
-        raise Late
+def have_short_turns() -> None:
+    """Have generators let others on the loop have their turn after each value."""
+    tasks.LONGEST_TURN = -1.0
 
 
 def handle(*_: object) -> NoReturn:
+    raise Late
+
+
+def handle_once(number: int, _: object) -> NoReturn:
+    signal.signal(number, signal.SIG_DFL)
     raise Late

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import uvloop
@@ -24,17 +25,25 @@ PLACES = [
 
 @pytest.mark.parametrize("loop_factory", [None, uvloop.new_event_loop])
 @pytest.mark.parametrize(("name", "event"), PLACES)
-@pytest.mark.parametrize("streams", [False, True])
+@pytest.mark.parametrize("job", [async_jobs.leave_late_at, async_jobs.yield_late_at])
+@pytest.mark.parametrize("short_turns", [False, True])
 async def test_a_handler_may_raise_wherever_the_workers_loop_is(
-    loop_factory: Callable[[], asyncio.AbstractEventLoop] | None, name: str, event: str, *, streams: bool
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] | None,
+    name: str,
+    event: str,
+    job: Callable[..., Any],
+    *,
+    short_turns: bool,
 ) -> None:
     """At worst the call has died with its worker. No caller waits for ever, not then and not later."""
-    async with AioPool(1, loop_factory=loop_factory) as pool:
+    async with AioPool(
+        1, loop_factory=loop_factory, initializer=async_jobs.have_short_turns if short_turns else None
+    ) as pool:
         with contextlib.suppress(async_jobs.Late, WorkerDied):
-            if streams:
-                assert [value async for value in pool.stream(async_jobs.yield_late_at, name, event)] == [0, 1, 2]
+            if job is async_jobs.leave_late_at:
+                assert await pool.submit(job, name, event) == 1
             else:
-                assert await pool.submit(async_jobs.leave_late_at, name, event) == 1
+                assert [value async for value in pool.stream(job, name, event)] == [0, 1, 2]
         assert await pool.apply(pow, (2, 3)) == 8
         assert await pool.submit(async_jobs.add, 1) == 1
 

@@ -10,7 +10,6 @@ import pickle
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import pytest
@@ -232,18 +231,23 @@ def handled(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    "handled",
-    [async_jobs.handle, async_jobs.Handling().method, partial(async_jobs.handle, 1), async_jobs.Handling()],
-    indirect=True,
+    ("handled", "error"),
+    [
+        (async_jobs.handle, async_jobs.Late),
+        (async_jobs.handle_once, async_jobs.Late),
+        (async_jobs.exit_now, SystemExit),
+        (signal.default_int_handler, KeyboardInterrupt),
+    ],
+    indirect=["handled"],
 )
 @pytest.mark.usefixtures("handled")
 def test_a_loop_ends_where_a_signals_handler_has_raised_in_its_own_code(
-    ends: tuple[socket.socket, socket.socket], interrupting: Interrupting
+    error: type[BaseException], ends: tuple[socket.socket, socket.socket], interrupting: Interrupting
 ) -> None:
     """Something was left undone, and somebody might wait for that for ever."""
     with loop_between(ends, interrupting, Answers().take) as looped:
         looped._loop.call_soon(signal.raise_signal, signal.SIGUSR2)
-        with pytest.raises(async_jobs.Late):
+        with pytest.raises(error):
             looped.receive()
 
 
@@ -258,13 +262,3 @@ def test_a_loop_goes_on_when_a_callback_of_a_job_has_raised(
     with loop_between(ends, interrupting, Answers().take) as looped:
         looped._loop.call_soon(raising)
         assert looped.receive().kind == wire.Kind.LEAVE
-
-
-def test_a_call_that_runs_as_its_worker_ends_is_not_answered(
-    ends: tuple[socket.socket, socket.socket], interrupting: Interrupting
-) -> None:
-    """That it was cancelled as the loop was closed is nothing that its caller could understand."""
-    answers = Answers()
-    with loop_between(ends, interrupting, answers.take) as looped:
-        looped.begin(coroutine(async_jobs.add, 1))
-    assert not answers.told

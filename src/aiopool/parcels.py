@@ -111,15 +111,17 @@ class Parcel:
         if hasattr(self, "_arena"):  # else it was interrupted before it had anything
             self.close()
 
-    def whole(self, access: int = mmap.ACCESS_READ) -> memoryview:
-        """Return all of it, where there is a descriptor."""
+    def copy(self) -> memoryview:
+        """Return a copy of what lies in its memory. It takes no other descriptor."""
         assert self.descriptor is not None  # noqa: S101 - for the type checker
-        return self.view(os.dup(self.descriptor), self.size, access)
+        return _read(self.descriptor, self.size)
 
     def parts(self) -> list[memoryview]:
         """Return the parts, which the caller may write to: for where the memory itself cannot be passed on."""
-        has_memory = self.descriptor is not None
-        content = self.whole(mmap.ACCESS_COPY) if has_memory else memoryview(bytearray(self.content))
+        if self.descriptor is None:
+            content = memoryview(bytearray(self.content))
+        else:
+            content = self.view(os.dup(self.descriptor), self.size, mmap.ACCESS_COPY)
         return parts_of(content, self.lengths)
 
     @staticmethod

@@ -231,7 +231,7 @@ def are_too_many(error: OSError) -> bool:
 
 def in_pieces(parcel: Parcel) -> list[Packet]:
     """Return what takes the place of a parcel whose descriptor cannot be sent, though its header was."""
-    return [FOLLOWING, *_pieces(parcel.whole())]
+    return [FOLLOWING, *_pieces(parcel.copy())]
 
 
 def receive(sock: socket.socket, decoder: Decoder, flags: int = 0) -> Frame | None:

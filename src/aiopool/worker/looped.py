@@ -6,11 +6,11 @@ So what coroutines have left on the loop goes on while the worker waits. A funct
 from __future__ import annotations
 
 import asyncio
-import functools
-import signal
 import sys
 from collections.abc import Callable, Coroutine
 from contextvars import copy_context
+from itertools import chain
+from types import FrameType
 from typing import Any
 
 from .. import wire
@@ -48,7 +48,8 @@ class Looped:
         self._listening = False
         self._arrived: wire.Frame | None = None  # what is not for the loop
         self._failure: BaseException | None = None  # of the channel
-        self._loop.set_exception_handler(self._escaped)
+        # Not `set_exception_handler`: that is for jobs.
+        self._tell_as_ever, self._loop.call_exception_handler = self._loop.call_exception_handler, self._check_and_tell  # type: ignore[method-assign]
         station.control.looped = True
         if station.arena is not None:
             station.arena.attend(self._loop)
@@ -87,17 +88,16 @@ class Looped:
         except (SystemExit, KeyboardInterrupt):  # of a handler that a job has set
             self._loop.default_exception_handler(context)
 
-    def _escaped(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """Tell what a callback has raised, as ever; but do not go on where something of ours was left undone."""
+    def _check_and_tell(self, context: dict[str, Any]) -> None:
+        """Tell what was raised, as ever; but do not go on where something of ours was left undone."""
         error = context.get("exception")
-        if "handle" in context and isinstance(error, BaseException) and _is_of_handler(error, loop):
+        if isinstance(error, BaseException) and _is_of_handler(error, self._loop):
             self._failure = error
-            loop.stop()
-        loop.default_exception_handler(context)
+            self._loop.stop()
+        self._tell_as_ever(context)
 
     def close(self) -> None:
         """Cancel what is left, close async generators and the loop."""
-        self._tasks.drop()
         if self._loop.is_closed():  # a job has done that
             return
         self._unlisten()
@@ -150,17 +150,13 @@ def _is_of_handler(error: BaseException, loop: asyncio.AbstractEventLoop) -> boo
     step = error.__traceback__
     while step is not None and _package_of(str(step.tb_frame.f_globals.get("__name__"))) in machinery:
         step = step.tb_next
-    handlers = map(signal.getsignal, signal.valid_signals())
-    return step is not None and step.tb_frame.f_code in map(_code_of, filter(callable, handlers))
+    if step is None:  # Python's own handler of SIGINT is written in C
+        return isinstance(error, KeyboardInterrupt)
+    values = step.tb_frame.f_locals.values()
+    arguments = chain(values, *(value for value in values if isinstance(value, tuple)))
+    return any(isinstance(argument, FrameType) for argument in arguments)  # as no other callback is given
 
 
 def _package_of(module: str) -> str:
     name = module.partition(".")[0]
     return "collections" if name.startswith("namedtuple_") else name  # where methods of a namedtuple say that they are
-
-
-def _code_of(function: object) -> object:
-    while isinstance(function, functools.partial):
-        function = function.func
-    function = getattr(function, "__func__", function)
-    return getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", None)

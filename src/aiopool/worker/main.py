@@ -184,12 +184,11 @@ def main(
 
             forward(outlet, levels)
         worker = Worker(Inbox(channel, arena), station, memory_limit, looping)
-        try:
-            if worker.introduce(initializer):
-                worker.serve()
-        finally:
-            worker.end()
-            outlet.send([])  # threads may have logged since the last answer
+        if worker.introduce(initializer):
+            worker.serve()
+        # Not if that raised: the loop may have lost a step, and what is on it would never end.
+        worker.end()
+        outlet.send([])  # threads may have logged since the last answer
     if ENDS_WITHOUT_ATEXIT:
         atexit._run_exitfuncs()  # noqa: SLF001 - as multiprocessing itself does from 3.13 on
 

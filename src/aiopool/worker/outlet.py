@@ -64,7 +64,7 @@ class Outlet:
     def _send_whole(self, packets: list[wire.Packet], patience: float | None) -> None:
         if self._dropped:
             patience = patience and 0.0
-        if self._rest or not self._tell_of_dropped(patience):
+        if self._rest or (self._dropped and not self._tell_of_dropped(patience)):
             self._dropped += 1
         elif len(packets) > 1:
             self._rest, self._sent = packets, deque()
@@ -73,11 +73,10 @@ class Outlet:
             self._dropped += 1
 
     def _tell_of_dropped(self, patience: float | None) -> bool:
-        if self._dropped:
-            (news,) = wire.encode(wire.Kind.UNLOGGED, self._dropped)
-            if not self._put(news, patience):
-                return False
-            self._dropped = 0
+        (news,) = wire.encode(wire.Kind.UNLOGGED, self._dropped)
+        if not self._put(news, patience):
+            return False
+        self._dropped = 0
         return True
 
     def _send_rest(self) -> None:

@@ -155,14 +155,10 @@ class Tasks:
         if (run := self._runs.get(call)) is not None:
             run.grant(more)
 
-    def drop(self) -> None:
-        """Answer for no call any more: the worker ends, and they with it."""
-        self._runs.clear()
-
     def _ended(self, run: Run, task: asyncio.Task[Answer]) -> None:
-        if self._runs.pop(run.call, None) is not None:
-            self._free += run.places
-            self._answer(run.call, self._outcome_of(task, run))
+        del self._runs[run.call]
+        self._free += run.places
+        self._answer(run.call, self._outcome_of(task, run))
 
     def _outcome_of(self, task: asyncio.Task[Answer], run: Run) -> Answer:
         error: BaseException | None
