@@ -670,10 +670,26 @@ class FlushRaises(WritesOnly):
         raise RuntimeError("no")
 
 
+class FlushExits(WritesOnly):
+    """One whose flush wants to end the program."""
+
+    def flush(self) -> NoReturn:
+        """Do so."""
+        raise SystemExit(1)
+
+
 def replace_stdout(kind: str) -> int:
-    sys.stdout = {"writes only": WritesOnly, "flush raises": FlushRaises, "none": lambda: None}[kind]()  # type: ignore[assignment]
+    if kind == "deleted":
+        del sys.stdout
+    else:
+        put_for_stdout(kind)
     atexit.register(setattr, sys, "stdout", sys.__stdout__)
     return os.getpid()
+
+
+def put_for_stdout(kind: str) -> None:
+    kinds = {"writes only": WritesOnly, "flush raises": FlushRaises, "flush exits": FlushExits, "none": lambda: None}
+    sys.stdout = kinds[kind]()  # type: ignore[assignment]
 
 
 def resident_with(_value: object) -> int:

@@ -147,7 +147,7 @@ def test_standard_streams_that_are_closed_do_no_harm(method: str, closed: tuple[
     assert (tmp_path / "out").read_text() == "[0, 1, 4, 9]"
 
 
-@pytest.mark.parametrize("kind", ["writes only", "flush raises", "none"])
+@pytest.mark.parametrize("kind", ["writes only", "flush raises", "flush exits", "none", "deleted"])
 async def test_a_job_may_replace_its_standard_output(kind: str) -> None:
     """By whatever has a write method, or by nothing; calls are answered all the same."""
     async with AioPool(1) as pool:

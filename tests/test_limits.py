@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -326,3 +328,21 @@ async def test_a_worker_that_is_stopped_holds_up_no_call_with_a_time_limit(monke
         with pytest.raises(CallTimeout):
             await pool.apply(jobs.square, (2,), timeout=0.05)
         assert await pool.apply(jobs.square, (3,)) == 9
+
+
+async def test_a_call_that_ended_while_this_process_was_stopped_was_in_time(latch: Latch, gate: Latch) -> None:
+    """When it goes on, the loop sees that the time is up before it sees what has come."""
+    async with AioPool(1) as pool:
+        pid = await pool.apply(os.getpid)
+        call = pool.apply_async(jobs.tell_and_wait, (latch.path, gate.path, 5), timeout=LONG)
+        assert await latch.told() == "5"
+        backend: Any = pool._backend
+        deadlines, (process,) = backend._dispatcher._crew.deadlines, backend._processes.values()
+        while max(deadlines.values()) > backend.loop.time() + LONG:  # until the worker's word is here that it has begun
+            await asyncio.sleep(0)
+        gate.let()
+        select.select([process._own_end], [], [])
+        deadlines.update(dict.fromkeys(deadlines, 0.0))
+        backend._tick()
+        assert await call == 5
+        assert await pool.apply(os.getpid) == pid

@@ -248,8 +248,13 @@ class Shell(abc.ABC):
         self.remains.forget_shares()
 
     def _tick(self) -> None:
+        """Act on deadlines, behind what has come: it may be this process that was stopped, and not a call too slow."""
         self._timer = None
-        self._perform(self._dispatcher.tick(self.loop.time()))
+        try:
+            for process in list(self._processes.values()):
+                process.listen()
+        finally:
+            self._perform(self._dispatcher.tick(self.loop.time()))
 
     def _now(self) -> float:
         return self.loop.time() if self._closed is not None else 0.0

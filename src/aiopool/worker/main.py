@@ -286,8 +286,8 @@ class Worker:
 
 def _flush() -> None:
     """Write out what the job printed: a worker that is killed later would take it along."""
-    for stream in (sys.stdout, sys.stderr):
+    for name in ("stdout", "stderr"):
         try:
-            stream.flush()
-        except Exception:  # noqa: BLE001, S112 - there is none, or the job has closed it, or put something else there
+            getattr(sys, name).flush()
+        except BaseException:  # noqa: BLE001, S112 - there is none, or the job has closed it, or put something else there
             continue
