@@ -107,13 +107,13 @@ class Looped:
 
     def _listen(self) -> None:
         if not self._listening and self._tasks.has_place:
-            self._loop.add_reader(self._descriptor, self._take)
             self._listening = True
+            self._loop.add_reader(self._descriptor, self._take)
 
     def _unlisten(self) -> None:
         if self._listening:
-            self._loop.remove_reader(self._descriptor)
             self._listening = False
+            self._loop.remove_reader(self._descriptor)
 
     def _take(self) -> None:
         """Take messages as long as there is a place."""
