@@ -294,6 +294,41 @@ def test_what_is_reported_is_not_kept_while_the_parent_does_not_read(interruptin
     assert not data
 
 
+class Odd(Exception):
+    """The call is interrupted as somebody looks at it."""
+
+    def __init__(self, look: Callable[[], object]) -> None:
+        super().__init__()
+        self.look = look
+
+    def __str__(self) -> str:
+        self.look()
+        return "odd"
+
+
+def test_a_chunk_is_interrupted_while_an_items_failure_is_put_into_words(
+    interrupting: Interrupting, station: current.Station
+) -> None:
+    """That is no business of the failure's, and no other item runs."""
+    ran = list[int]()
+
+    def fail(item: int) -> NoReturn:
+        ran.append(item)
+        raise Odd(lambda: interrupting.interrupt(7))
+
+    with pytest.raises(CallInterrupted):
+        job.each_of_chunk(fail, [1, 2, 3])
+    assert ran == [1]
+    assert station.control.interrupted == 7
+
+
+def test_a_chunk_may_run_where_no_worker_is() -> None:
+    """As in a process that a job has started."""
+    (failure,) = job.each_of_chunk(int, ["x"])
+    assert isinstance(failure, failures.ItemFailure)
+    assert isinstance(failures.decode(failure.payload, None), ValueError)
+
+
 def test_an_interruption_of_another_call_does_not_come_when_this_one_goes_on(interrupting: Interrupting) -> None:
     """It is kept for its own."""
     control = interrupting.control

@@ -16,7 +16,7 @@ from ..pickling import Pickling
 
 __all__ = [
     "Calls", "CurrentWorker", "Duty", "Station",
-    "begin", "being", "being_in_thread", "current_worker", "is_in_thread", "on_loop", "report",
+    "begin", "being", "being_in_thread", "current_worker", "is_in_thread", "on_loop", "report", "uninterrupted",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -180,6 +180,12 @@ def report(value: object) -> None:
     if call is None:
         return
     station.outlet.send(wire.encode(wire.Kind.PROGRESS, call, wrap(*station.pickling.dumps(value), wire.LARGEST)))
+
+
+def uninterrupted(function: Callable[[], T]) -> T:
+    """Call what must not be left half done, and what would swallow an interruption of the present call."""
+    station = _present()
+    return function() if station is None else station.control.uninterrupted(function)
 
 
 def _present() -> Station | None:

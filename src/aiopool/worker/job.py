@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from time import perf_counter_ns
 from typing import Any, NamedTuple, TypeVar
 
@@ -13,7 +14,7 @@ from ..arena import Arena
 from ..exceptions import AioPoolError, CallInterrupted
 from ..parcels import Payload, wrap
 from ..pickling import Pickling, is_name_of
-from .current import Calls
+from .current import Calls, uninterrupted
 
 __all__ = [
     "HIDDEN", "INTERRUPTED", "Answer", "checked", "dumps", "each_of_chunk", "map_chunk", "run", "starmap_chunk",
@@ -163,5 +164,6 @@ def each_of_chunk(function: Callable[[Any], T], items: Iterable[Any]) -> list[T 
         except CallInterrupted:  # means the whole chunk
             raise
         except BaseException as error:  # noqa: BLE001 - an item's outcome, see `run`
-            values.append(failures.ItemFailure(failures.encode(error, HIDDEN)))
+            # Traceback, and what looks at odd exceptions, swallow whatever is raised in there.
+            values.append(failures.ItemFailure(uninterrupted(partial(failures.encode, error, HIDDEN))))
     return values
