@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from aiopool import AioPool, arena, parcels, wire
 from aiopool.arena import Arena, Block
 from aiopool.parcels import Parcel
 from aiopool.worker.inbox import Inbox
+from worker_side import Late, at_each_place, be_late, descriptors
 
 SIZE = parcels.MAPPED
 
@@ -461,6 +463,27 @@ def test_what_is_raised_while_memory_is_lent_leaves_no_descriptor(monkeypatch: p
     monkeypatch.setattr(fcntl, "flock", interrupted)
     with pytest.raises(KeyboardInterrupt):
         Parcel([[b"x" * SIZE]], memory)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_handler_may_raise_wherever_memory_is_got(monkeypatch: pytest.MonkeyPatch, *, kept: bool) -> None:
+    """No descriptor is left, be the memory new or used before."""
+    in_destructors = list[object]()
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: in_destructors.append(unraisable.exc_type))
+    memory = Arena()
+    assert memory.works
+    before = descriptors()
+
+    def prepared() -> None:
+        if kept:
+            parcel_in(memory).close()
+
+    prepared()
+    for raised in at_each_place(lambda: Parcel([[b"x" * SIZE]], memory).close(), be_late):
+        assert isinstance(raised, Late) or in_destructors.pop() is Late
+        memory.clear()
+        assert descriptors() == before
+        prepared()
 
 
 @pytest.mark.parametrize("small", [False, True])

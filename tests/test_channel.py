@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import itertools
 import os
 import socket
 
@@ -177,6 +178,23 @@ async def test_it_can_be_read_only_when_it_is_asked_to(ends: tuple[socket.socket
     channel.resume_reading()
     await turns()
     assert [frame.call for frame in heard.frames] == [1, 2, 3]
+    channel.close()
+
+
+async def test_when_it_is_asked_to_it_reads_all_that_has_come(
+    ends: tuple[socket.socket, socket.socket], heard: Heard
+) -> None:
+    """Behind as many reports as it holds may be the end of their call."""
+    channel = Channel(asyncio.get_running_loop(), ends[0], heard.frames.extend, heard.on_garbled)
+    channel.pause_reading()
+    ends[1].setblocking(False)
+    sent = 0
+    with contextlib.suppress(BlockingIOError):
+        for packet in itertools.cycle(wire.encode(wire.Kind.PROGRESS, 1)):
+            wire.send(ends[1], packet)
+            sent += 1
+    channel.listen()
+    assert len(heard.frames) == sent > channel_module.MOST_FRAMES
     channel.close()
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from aiopool import NotPicklable
+from aiopool import AioPool, InitializerError, NotPicklable
 from aiopool.exceptions import what_to_do
 from conftest import START_METHODS
 
@@ -243,6 +243,19 @@ def test_a_program_from_standard_input_is_one_clear_error(method: str, tmp_path:
     assert err.count("Traceback") == 1
     assert "InitializerError: the program was read from its standard input" in err
     assert "Put it into a file" in err
+
+
+@pytest.mark.parametrize("method", IMPORTING)
+async def test_a_start_in_a_folder_that_is_gone_is_one_clear_error(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker could not go there."""
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    with pytest.raises(InitializerError, match="the parent's working directory, which is gone"):
+        await AioPool(1, context=method).start()
 
 
 def test_with_fork_a_program_from_standard_input_runs(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_a_result_whose_memory_could_not_be_taken_is_a_failure() -> None:
     assert (call, reply.failed, reply.seconds) == (7, True, 2.0)
     error = failures.decode(bytes(reply.payload), None)
     assert isinstance(error, AioPoolError)
-    assert "the result could not be received: this process has no descriptor left" in str(error)
+    assert "the result could not be received: this process has no memory or descriptor left" in str(error)
 
 
 async def test_ctrl_c_while_a_result_is_unpickled_in_a_loop_comes_when_all_is_done() -> None:

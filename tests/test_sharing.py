@@ -540,7 +540,7 @@ async def test_a_worker_without_descriptors_fails_the_call_only() -> None:
         shared = pool.share(Block(bytes(SIZE)))
         pid = await pool.apply(jobs.pid_of)
         await pool.apply(jobs.give_up_descriptors)
-        with pytest.raises(AioPoolError, match="the worker has no descriptor left for its memory"):
+        with pytest.raises(AioPoolError, match="the worker has no memory or descriptor left for it"):
             await pool.submit(jobs.content, shared.argument)
         await pool.apply(jobs.want_descriptors)
         assert await pool.submit(jobs.content, shared.argument) == bytes(SIZE)

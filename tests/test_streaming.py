@@ -308,7 +308,7 @@ async def test_a_value_that_could_not_be_received_ends_the_stream() -> None:
     stream.finish(CANCELLED)
     values: StreamIterator[int] = StreamIterator(stream, None)
     assert await anext(values) == 1
-    with pytest.raises(AioPoolError, match="a value could not be received: this process has no descriptor left"):
+    with pytest.raises(AioPoolError, match="a value could not be received: this process has no memory"):
         await anext(values)
 
 

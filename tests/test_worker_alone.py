@@ -18,7 +18,6 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -37,7 +36,7 @@ from aiopool.worker import outlet as outlet_module
 from aiopool.worker.control import INTERRUPT
 from aiopool.worker.looping import Looping
 from aiopool.worker.outlet import Outlet
-from worker_side import Interrupting, call_of
+from worker_side import Interrupting, Late, at_each_place, be_late, call_of, descriptors
 
 # Interruptions.
 
@@ -64,43 +63,6 @@ def test_an_interruption_waits_for_all_that_hold_it_off(interrupting: Interrupti
     with pytest.raises(CallInterrupted):
         control.uninterrupted(outer)
     assert steps
-
-
-class Late(Exception):
-    """Raised by a signal's handler of the job's own."""
-
-
-def be_late() -> NoReturn:
-    """Do as such a handler does."""
-    raise Late
-
-
-def at_each_place(body: Callable[[], object], act: Callable[[], object]) -> Iterator[BaseException | None]:
-    """Do something at each place of what is called where Python looks for signals, one by one; yield what that raised.
-
-    These are the first step of a function, and the return from one that is written in C.
-    """
-    for place in itertools.count(1):
-        left, raised = place, None
-
-        def look(_frame: FrameType, event: str, _arg: object) -> None:
-            nonlocal left
-            left -= event in ("call", "c_return")
-            if not left:
-                sys.setprofile(None)
-                act()
-
-        try:
-            sys.setprofile(look)
-            body()
-        except (Late, CallInterrupted) as error:
-            raised = type(error)()
-        finally:
-            sys.setprofile(None)
-        if left > 0:
-            assert place > 5
-            return
-        yield raised
 
 
 def test_a_handler_that_raises_does_not_have_interruptions_held_off_for_ever(interrupting: Interrupting) -> None:
@@ -130,11 +92,6 @@ def station(interrupting: Interrupting, ends: tuple[socket.socket, socket.socket
     station = current.Station(0, Outlet(ends[0], interrupting.control), interrupting.control, PLAIN)
     with current.being_in_thread(station):
         yield station
-
-
-def descriptors() -> set[Path]:
-    """Return all that this process has."""
-    return set(Path("/proc/self/fd").iterdir())
 
 
 def sent_whole(ends: tuple[socket.socket, socket.socket]) -> list[int]:
@@ -590,7 +547,7 @@ def test_a_call_whose_memory_could_not_be_taken_fails() -> None:
     assert isinstance(answer.payload, bytes)
     error = failures.decode(answer.payload, "f")
     assert isinstance(error, AioPoolError)
-    assert "the arguments could not be received: the worker has no descriptor left" in str(error)
+    assert "the arguments could not be received: the worker has no memory or descriptor left" in str(error)
 
 
 def test_so_many_functions_are_remembered_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:

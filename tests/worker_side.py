@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 import signal
-from collections.abc import Callable
-from typing import Any
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
 
 from aiopool import wire
+from aiopool.exceptions import CallInterrupted
 from aiopool.worker.control import INTERRUPT, ORDER, Control
 
 
@@ -29,3 +34,45 @@ def call_of(function: Callable[..., Any], *args: object) -> wire.Frame:
     """Return the message that asks for a call."""
     payload = wire.function_part(pickle.dumps(function, protocol=5)) + pickle.dumps((args, {}))
     return wire.Frame(wire.Kind.CALL, 0, 7, payload)
+
+
+class Late(Exception):
+    """Raised by a signal's handler of the job's own."""
+
+
+def be_late() -> NoReturn:
+    """Do as such a handler does."""
+    raise Late
+
+
+def at_each_place(body: Callable[[], object], act: Callable[[], object]) -> Iterator[BaseException | None]:
+    """Do something at each place of what is called where Python looks for signals, one by one; yield what that raised.
+
+    These are the first step of a function, and the return from one that is written in C.
+    """
+    for place in itertools.count(1):
+        left, raised = place, None
+
+        def look(_frame: FrameType, event: str, _arg: object) -> None:
+            nonlocal left
+            left -= event in ("call", "c_return")
+            if not left:
+                sys.setprofile(None)
+                act()
+
+        try:
+            sys.setprofile(look)
+            body()
+        except (Late, CallInterrupted) as error:
+            raised = type(error)()
+        finally:
+            sys.setprofile(None)
+        if left > 0:
+            assert place > 5
+            return
+        yield raised
+
+
+def descriptors() -> set[Path]:
+    """Return all that this process has."""
+    return set(Path("/proc/self/fd").iterdir())

@@ -14,15 +14,16 @@ import mmap
 import os
 import weakref
 from bisect import insort
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["Arena", "Block", "write"]
+__all__ = ["Arena", "Block", "open_as", "write"]
 
 MOST_KEPT = 256 * 1024 * 1024
 """Bytes of memory that an arena keeps, if it is not used at present."""
@@ -37,6 +38,16 @@ NOTHING: memoryview = memoryview(b"")
 
 SHARED: int = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
 """Mapped for all to see, and on Linux all at once: page by page it takes several times as long."""
+
+
+class Borrower(Protocol):
+    """Who gets a block's memory.
+
+    Attributes:
+        descriptor: of it, for the borrower to close, even if something is raised.
+    """
+
+    descriptor: int | None
 
 
 class Block:
@@ -60,7 +71,7 @@ class Block:
         self._mapping: mmap.mmap | None = None
         self._content: memoryview = NOTHING
         self._descriptor: int = -1
-        self._descriptor = os.memfd_create("aiopool")
+        open_as(self, "_descriptor", os.memfd_create, "aiopool")
 
     def fill(self, pieces: Sequence[bytes | memoryview]) -> None:
         """Write these, one behind the other. What has been written to before is mapped, and that is fastest."""
@@ -87,15 +98,11 @@ class Block:
             self._mapping.close()
             self._content, self._mapping = NOTHING, None
 
-    def lend(self) -> int:
-        """Return a descriptor for somebody else; as long as anything stands on what it describes, this is not free."""
-        descriptor = os.open(f"/proc/self/fd/{self._descriptor}", os.O_RDWR | os.O_CLOEXEC)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        return descriptor
+    def lend(self, borrower: Borrower) -> None:
+        """Give somebody a descriptor; as long as anything stands on what it describes, this is not free."""
+        open_as(borrower, "descriptor", os.open, f"/proc/self/fd/{self._descriptor}", os.O_RDWR | os.O_CLOEXEC)
+        assert borrower.descriptor is not None  # noqa: S101 - for the type checker
+        fcntl.flock(borrower.descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
     @property
     def free(self) -> bool:
@@ -211,22 +218,36 @@ def _close_in_child() -> None:
 os.register_at_fork(after_in_child=_close_in_child)
 
 
+class _Nobody:
+    descriptor: int | None = None
+
+
 def _locks_last() -> bool:
     """Try whether a mapping keeps a lock that others see. No standard says so, and a sandbox may have its own ways."""
+    borrower = _Nobody()
     try:
         block = Block(1)
         block.fill([b"."])
-        descriptor = block.lend()
         try:
-            mapping = mmap.mmap(descriptor, 1)
+            block.lend(borrower)
+            mapping = mmap.mmap(borrower.descriptor or -1, 1)
         finally:
-            os.close(descriptor)
+            if borrower.descriptor is not None:
+                os.close(borrower.descriptor)
         with mapping:
             held = not block.free
         given_up = block.free
     except (OSError, AttributeError):
         return False
     return held and given_up
+
+
+def open_as(owner: object, name: str, opening: Callable[..., int], *args: object) -> None:
+    """Open something, and set an owner's attribute to its descriptor.
+
+    In one step, written in C: behind each call a signal's handler may raise, and nobody would have the descriptor.
+    """
+    deque(map(setattr, [owner], [name], map(opening, *([arg] for arg in args))), 0)
 
 
 def write(descriptor: int, pieces: Sequence[bytes | memoryview]) -> None:

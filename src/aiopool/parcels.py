@@ -15,11 +15,10 @@ import mmap
 import os
 import pickle
 import weakref
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import ClassVar, cast
 
-from .arena import Arena, Block, write
+from .arena import Arena, Block, open_as, write
 
 __all__ = ["LARGE", "Parcel", "Payload", "SharedParcel", "dumps", "parts_of", "wrap"]
 
@@ -89,11 +88,11 @@ class Parcel:
         if self._arena is not None and self._arena.works:
             block = self._arena.take(self.size)
             block.fill(pieces)
-            self.descriptor, self._block = block.lend(), block
+            block.lend(self)
+            self._block = block
             self.with_descriptor.add(self)
         else:
-            # In one step, written in C: behind each call a signal's handler may raise, and nobody would have it.
-            deque(map(setattr, [self], ["descriptor"], map(os.memfd_create, ["aiopool"])), 0)
+            open_as(self, "descriptor", os.memfd_create, "aiopool")
             self.with_descriptor.add(self)
             write(cast("int", self.descriptor), pieces)
 

@@ -168,7 +168,7 @@ def revive(share: int, _mark: object) -> object:
 
 def _unpickled(payload: bytes | memoryview | None, buffers: Sequence[memoryview], pickling: Pickling) -> object:
     if payload is None:
-        raise AioPoolError("a shared object could not be received: the worker has no descriptor left for its memory")
+        raise AioPoolError("a shared object could not be received: the worker has no memory or descriptor left for it")
     try:
         return pickling.loads(payload, buffers=buffers)
     except AioPoolError:  # of a share in it

@@ -125,7 +125,7 @@ class Stream(Source):
             return
         if payload is None:  # the values behind it would pass for those before it
             self._error = AioPoolError(
-                "a value could not be received: this process has no descriptor left for its memory"
+                "a value could not be received: this process has no memory or descriptor left for it"
             )
             assert self._call is not None  # noqa: S101 - for the type checker
             self.backend.cancel(self._call)

@@ -30,7 +30,7 @@ def reply_in(frame: wire.Frame) -> tuple[int, Reply]:
     """Return the number of a call, and the answer to it that is in a message."""
     seconds = frame.number / NANO
     if frame.payload is None:
-        lost = AioPoolError("the result could not be received: this process has no descriptor left for its memory")
+        lost = AioPoolError("the result could not be received: this process has no memory or descriptor left for it")
         return frame.call, Reply(True, failures.encode(lost), (), seconds)
     return frame.call, Reply(frame.kind == FAILED, frame.payload, frame.buffers, seconds)
 

@@ -60,7 +60,10 @@ def prepare(context: BaseContext, names: tuple[str, ...]) -> None:
 
 def _check_main() -> None:
     """Refuse a main module that was read from a pipe: each worker would fail to import it, and print a traceback."""
-    path = Path(multiprocessing.spawn.get_preparation_data("").get("init_main_from_path", ""))
+    try:
+        path = Path(multiprocessing.spawn.get_preparation_data("").get("init_main_from_path", ""))
+    except OSError as error:
+        raise InitializerError(f"a worker starts in the parent's working directory, which is gone: {error}") from error
     if path.name == "<stdin>" and not path.exists():
         raise InitializerError(
             "the program was read from its standard input, where workers cannot import it from. Put it into a file, "

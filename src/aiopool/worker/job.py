@@ -78,7 +78,7 @@ def unpickled(
 ) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
     """Return function and arguments; of a large payload is kept only what they use, so that the call has the rest."""
     if payload is None:
-        raise AioPoolError("the arguments could not be received: the worker has no descriptor left for their memory")
+        raise AioPoolError("the arguments could not be received: the worker has no memory or descriptor left for them")
     pickled_function, pickled_arguments = wire.unpack_call(payload)
     with pickled_function, pickled_arguments:
         function = _function(pickled_function, pickling)
