@@ -902,6 +902,19 @@ def has_arena() -> bool:
     return _thread.station is not None and _thread.station.arena is not None
 
 
+def write_below(content: bytearray) -> tuple[int, int, int]:
+    """Write to standard output and errors as C code does; return how much, and what is in the content that is not 0."""
+    return os.write(1, b"x" * 1000), os.write(2, b"y" * 1000), len(content) - content.count(0)
+
+
+def have_little_memory() -> None:
+    """Leave room for some tens of megabytes."""
+    with open("/proc/self/statm", encoding="ascii") as statm:
+        pages = int(statm.read().split()[0])
+    most = pages * resource.getpagesize() + 50_000_000
+    resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+
 def give_up_descriptors() -> None:
     """Take no descriptor any more."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))

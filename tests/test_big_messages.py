@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import jobs
-from aiopool import AioPool, WorkerDied, wire
+from aiopool import AioPool, AioPoolError, WorkerDied, wire
 from aiopool.backends.process import WorkerProcess
 from conftest import is_gone
 from latch import Latch
@@ -92,6 +92,17 @@ def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
     select.select([pidfd], [], [])
     os.close(pidfd)
+
+
+async def test_an_argument_that_a_worker_has_no_memory_for_fails_its_call_only(either_way: Initializer) -> None:
+    """However it comes."""
+    async with AioPool(1, either_way) as pool:
+        pid = await pool.apply(jobs.pid_of)
+        await pool.apply(jobs.have_little_memory)
+        with pytest.raises(AioPoolError, match="the arguments could not be received: the worker has no memory"):
+            await pool.apply(len, (bytes(SIZE),))
+        assert await pool.apply(len, (bytes(1_000_000),)) == 1_000_000
+        assert await pool.apply(jobs.pid_of) == pid
 
 
 @pytest.mark.both_loops

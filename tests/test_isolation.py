@@ -147,6 +147,24 @@ def test_standard_streams_that_are_closed_do_no_harm(method: str, closed: tuple[
     assert (tmp_path / "out").read_text() == "[0, 1, 4, 9]"
 
 
+@pytest.mark.parametrize("method", ["forkserver", "spawn", "fork"])
+def test_what_a_job_prints_where_that_is_closed_gets_into_no_array(method: str, tmp_path: Path) -> None:
+    """A large argument's memory has a descriptor, which would be the first that is free."""
+    program = (
+        "import asyncio, os, sys, jobs\nfrom aiopool import AioPool\n"
+        "for descriptor in (0, 1, 2): os.close(descriptor)\n"
+        "async def main():\n"
+        f"    async with AioPool(1, context={method!r}) as pool:\n"
+        "        for _ in range(3):\n"
+        "            written = await pool.apply(jobs.write_below, (bytearray(4_000_000),))\n"
+        "        return written\n"
+        f"open({str(tmp_path / 'out')!r}, 'w').write(str(asyncio.run(main())))\n"
+        "os._exit(0)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=HERE, capture_output=True, check=True, timeout=30)
+    assert (tmp_path / "out").read_text() == "(1000, 1000, 0)"
+
+
 @pytest.mark.parametrize("kind", ["writes only", "flush raises", "flush exits", "none", "deleted"])
 async def test_a_job_may_replace_its_standard_output(kind: str) -> None:
     """By whatever has a write method, or by nothing; calls are answered all the same."""

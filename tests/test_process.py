@@ -23,6 +23,7 @@ from aiopool.backends.handles import End, Observer, Setup
 from aiopool.backends.process import WorkerProcess
 from aiopool.hooks import CallEnded
 from aiopool.pickling import PLAIN
+from aiopool.worker import isolation
 from aiopool.worker import main as worker_main
 from aiopool.worker.control import ORDER
 from conftest import is_gone
@@ -497,3 +498,18 @@ async def test_a_pool_that_ends_as_a_dead_workers_last_answer_is_read_has_ended(
     worker._died()
     assert hook.pool is None
     assert await result == pid
+
+
+async def test_nothing_of_a_worker_gets_the_descriptor_of_a_standard_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even if one is closed: a forked child closes its standard input, be that what tells of its parent's end."""
+    lowest = os.dup(0)
+    os.close(lowest)
+    monkeypatch.setattr(isolation, "FIRST_FREE", lowest + 20)
+    async with AioPool(1, context="fork") as pool:
+        (process,) = pool._backend._processes.values()  # type: ignore[attr-defined]
+        assert isinstance(process, WorkerProcess)
+        ends = (process._own_end, process._workers_end, process._lifeline, process._control, process._dumps)
+        assert min(end.fileno() for end in ends) >= isolation.FIRST_FREE
+        again = os.dup(0)
+        os.close(again)
+        assert again < isolation.FIRST_FREE

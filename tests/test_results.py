@@ -7,8 +7,8 @@ import pickle
 
 import pytest
 
-from aiopool import AioPoolError, AsyncResult, NotPicklable, WorkerDied, failures, wire
-from aiopool.backends.reports import reply_in
+from aiopool import AioPoolError, AsyncResult, InitializerError, NotPicklable, WorkerDied, failures, wire
+from aiopool.backends.reports import failure_of, reply_in
 from aiopool.calls import Reply
 from aiopool.pickling import PLAIN
 from aiopool.results import open_outcome
@@ -65,6 +65,13 @@ def test_a_result_whose_memory_could_not_be_taken_is_a_failure() -> None:
     error = failures.decode(bytes(reply.payload), None)
     assert isinstance(error, AioPoolError)
     assert "the result could not be received: this process has no memory or descriptor left" in str(error)
+
+
+def test_an_initializers_failure_whose_memory_could_not_be_taken_says_why() -> None:
+    """It is the pool's error all the same."""
+    error = failure_of(None)
+    assert isinstance(error, InitializerError)
+    assert "what it raised could not be received: this process has no memory" in str(error.__cause__)
 
 
 async def test_ctrl_c_while_a_result_is_unpickled_in_a_loop_comes_when_all_is_done() -> None:

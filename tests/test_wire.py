@@ -9,6 +9,7 @@ import pickle
 import resource
 import socket
 from collections.abc import Iterator
+from typing import NoReturn
 
 import pytest
 from hypothesis import given, settings
@@ -82,14 +83,30 @@ def test_messages_come_out_as_they_went_in(
     check_that_they_come_out(ends, drawn)
 
 
-def test_pieces_that_there_is_no_memory_for_are_an_error(ends: tuple[socket.socket, socket.socket]) -> None:
-    """Also where a descriptor was to come."""
-    ends[0].send(wire.HEADER.pack(Kind.RESULT, wire.Form.DESCRIPTOR, 0, 1, 2**62) + wire.LENGTH.pack(2**62))
-    ends[0].send(wire.FOLLOWING)
+def out_of_memory(_size: int) -> NoReturn:
+    """Do as `bytearray` does then."""
+    raise MemoryError
+
+
+@pytest.mark.parametrize("following", [False, True])
+def test_a_message_that_there_is_no_memory_for_is_passed_over(
+    ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch, *, following: bool
+) -> None:
+    """All of its pieces, also where a descriptor was to come; the next one is whole."""
+    parcel = Parcel([[bytes(3 * wire.PACKET)], [b"x"]])
+    packets = wire.encode(Kind.RESULT, 7, parcel)
+    if following:
+        packets[1:] = wire.in_pieces(parcel)
+    else:
+        parcel.content = parcel.copy()
+        parcel.close()
+        packets = wire.encode(Kind.RESULT, 7, parcel)
     decoder = Decoder()
-    assert wire.receive(ends[1], decoder) is None
-    with pytest.raises(WireError, match="no memory"):
-        wire.receive(ends[1], decoder)
+    monkeypatch.setattr(wire, "bytearray", out_of_memory, raising=False)
+    frames = passed(ends, decoder, [*packets, *wire.encode(Kind.RESULT, 8, b"x")])
+    assert [(frame.kind, frame.call, frame.payload) for frame in frames] == [
+        (Kind.RESULT, 7, None), (Kind.RESULT, 8, b"x"),
+    ]  # fmt: skip
 
 
 @pytest.mark.usefixtures("no_memory")
@@ -189,21 +206,15 @@ def test_pieces_are_received_straight_into_their_buffer() -> None:
         (HEADER(Kind.RESULT, 3, 0, 1, 5) + bytes(8), "no message of 34 bytes has the form 3"),
         (HEADER(Kind.RESULT, 1, 0, 1, 5), "no message of 26 bytes has the form 1"),
         (HEADER(Kind.RESULT, 2, 0, 1, 5) + bytes(9), "no message of 35 bytes has the form 2"),
-        (HEADER(Kind.RESULT, 1, 0, 1, 2**63) + bytes(8), "no memory for a message"),
+        (HEADER(Kind.RESULT, 1, 0, 1, 64) + bytes(8), r"no parcel of 64 bytes has parts of \[0\] bytes"),
+        (HEADER(Kind.RESULT, 1, 0, 1, 2**63) + wire.LENGTH.pack(2**63), f"no parcel of {2**63} bytes has parts of"),
+        (HEADER(Kind.RESULT, 1, 0, 1, 0) + bytes(8), "no parcel of 0 bytes"),
     ],
 )
 def test_what_is_no_message_is_an_error(packet: bytes, message: str, ends: tuple[socket.socket, socket.socket]) -> None:
     """Somebody else has written on the channel."""
     with pytest.raises(WireError, match=message):
         passed(ends, Decoder(), [packet])
-
-
-def test_a_parcel_that_is_not_what_it_says_is_an_error(ends: tuple[socket.socket, socket.socket]) -> None:
-    """Its parts must make it up."""
-    parcel = Parcel([[bytes(100_000)]])
-    parcel.lengths = [1]
-    with pytest.raises(WireError, match=r"a parcel of \d+ bytes has no parts of \[1\] bytes"):
-        passed(ends, Decoder(), wire.encode(Kind.RESULT, 1, parcel))
 
 
 def test_the_end_of_a_channel_is_an_error_of_its_own() -> None:

@@ -171,6 +171,8 @@ class Arena:
             the seconds until that is to be done again, or None if nothing is kept.
         """
         kept = self._kept
+        if not kept:  # as most often, and before each message of a worker
+            return None
         with contextlib.suppress(IndexError):  # nothing is left
             while (rest := kept[0].put_at + LASTING - monotonic()) <= 0:
                 del kept[0]

@@ -15,12 +15,12 @@ import mmap
 import os
 import pickle
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar, cast
 
 from .arena import Arena, Block, open_as, write
 
-__all__ = ["LARGE", "Parcel", "Payload", "SharedParcel", "dumps", "parts_of", "wrap"]
+__all__ = ["LARGE", "Parcel", "Payload", "SharedParcel", "dumps", "parts_of", "size_of", "wrap"]
 
 LARGE = 32 * 1024
 """Bytes from which on a buffer stays outside of its pickle."""
@@ -67,7 +67,7 @@ class Parcel:
         self.descriptor: int | None = None
         self._block: Block | None = None
         self.lengths: list[int] = [sum(map(len, part)) for part in parts]
-        self.size: int = sum(map(_padded, self.lengths))
+        self.size: int = size_of(self.lengths)
         self.content: memoryview = memoryview(b"")
         self._arena = arena if self.size >= MAPPED else None
         pieces: list[bytes | memoryview] = []
@@ -210,11 +210,14 @@ def wrap(
 
 
 def parts_of(content: memoryview, lengths: Sequence[int]) -> list[memoryview]:
-    """Return the parts of a parcel; raise ValueError if they do not make it up."""
+    """Return the parts of a parcel."""
     starts = [0, *itertools.accumulate(map(_padded, lengths))]
-    if starts[-1] != len(content):
-        raise ValueError(lengths)
     return [content[start : start + length] for start, length in zip(starts, lengths, strict=False)]
+
+
+def size_of(lengths: Iterable[int]) -> int:
+    """Return the size of a parcel that has parts of so many bytes."""
+    return sum(map(_padded, lengths))
 
 
 def _padded(length: int) -> int:

@@ -45,11 +45,12 @@ import mmap
 import os
 import socket
 import struct
+import sys
 from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from .parcels import Parcel, parts_of
+from .parcels import Parcel, parts_of, size_of
 from .sharing import CallPayload, Sharing
 
 __all__ = [
@@ -129,7 +130,7 @@ class Frame(NamedTuple):
         number: in an answer, for how many nanoseconds the worker was busy with the call; in a stream's call, how many
             values it may send at first; else 0.
         call: the id of the call, or of the share, that it is about, or 0.
-        payload: what belongs to it; None if it has been lost, since this process could not take its descriptor.
+        payload: what belongs to it; None if it has been lost: this process has no memory or descriptor for it.
         buffers: what the payload's pickle left outside.
     """
 
@@ -269,8 +270,9 @@ class Decoder:
         self._head = (0, 0, 0)
         self._size = 0
         self._lengths: Sequence[int] = ()
-        self._large: memoryview | None = None
+        self._large: memoryview | None = None  # where pieces go
         self._large_end = 0
+        self._unkept = 0  # bytes that are still to come in pieces for which there is no memory
 
     def space(self) -> memoryview:
         """Return where the next packet goes; never empty."""
@@ -278,10 +280,12 @@ class Decoder:
 
     def filled(self, count: int) -> Frame | None:
         """Return the message that a packet of ``count`` bytes in `space` completes, or None."""
-        if self._large is not None:
-            return self._piece(self._large, count)
         if not count:
             raise ConnectionResetError("the other end is closed")
+        if self._large is not None:
+            return self._piece(self._large, count)
+        if self._unkept:
+            return self._passed_over(count)
         if count < HEADER.size:
             raise WireError(f"no message has {count} bytes")
         kind, form, number, call, length = HEADER.unpack_from(self._scratch)
@@ -311,8 +315,8 @@ class Decoder:
         self.awaits_descriptor = False
         try:
             self._large, self._large_end = memoryview(bytearray(self._size)), 0
-        except (MemoryError, OverflowError) as error:
-            raise WireError(f"no memory for a message of {self._size} bytes") from error
+        except MemoryError:
+            self._unkept = self._size
 
     def _shared(self) -> bool:
         return self._head[0] == Kind.SHARE
@@ -322,6 +326,8 @@ class Decoder:
         if form not in (Form.PIECES, Form.DESCRIPTOR) or not table or len(table) % LENGTH.size:
             raise WireError(f"no message of {count} bytes has the form {form}")
         self._size, self._lengths = length, [length for (length,) in LENGTH.iter_unpack(table)]
+        if not 0 < length <= sys.maxsize or length != size_of(self._lengths):
+            raise WireError(f"no parcel of {length} bytes has parts of {self._lengths} bytes")
         self.awaits_descriptor = form == Form.DESCRIPTOR
         if form == Form.PIECES:
             self.expect_pieces()
@@ -333,13 +339,14 @@ class Decoder:
         self._large = None
         return self._parcel(large)
 
+    def _passed_over(self, count: int) -> Frame | None:
+        self._unkept = max(0, self._unkept - count)
+        return None if self._unkept else Frame(*self._head, None)
+
     def _parcel(self, content: memoryview) -> Frame:
         if self._shared():
             content = content.toreadonly()
-        try:
-            payload, *buffers = parts_of(content, self._lengths)
-        except ValueError as error:
-            raise WireError(f"a parcel of {len(content)} bytes has no parts of {self._lengths} bytes") from error
+        payload, *buffers = parts_of(content, self._lengths)
         return Frame(*self._head, payload, buffers)
 
 

@@ -243,7 +243,7 @@ class LocalBackend(Shell):
             if worker in self._processes:  # else whoever was told has abandoned the pool
                 self._perform(self._dispatcher.ready(worker, now))
         elif frame.kind == wire.Kind.UNFIT:
-            self._perform(self._dispatcher.unfit(worker, failure_of(frame.payload or b""), now))
+            self._perform(self._dispatcher.unfit(worker, failure_of(frame.payload), now))
         elif frame.kind == wire.Kind.PROGRESS:
             self._report(worker, frame)
         elif frame.kind in LOGS:

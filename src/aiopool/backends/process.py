@@ -98,10 +98,8 @@ class WorkerProcess:
         self._orders: deque[bytes] = deque()  # not written yet
         self._channel: Channel | None = None
         self._group: Group | None = None  # as soon as it runs
-        with contextlib.ExitStack() as opened:  # all of them, or none
-            self._own_end, self._workers_end = map(isolation.above_stdio, socket.socketpair(socket.AF_UNIX, MESSAGES))
-            opened.push(self._own_end)
-            opened.push(self._workers_end)
+        with isolation.stdio_taken(), contextlib.ExitStack() as opened:  # all of them, or none
+            self._own_end, self._workers_end = map(opened.enter_context, socket.socketpair(socket.AF_UNIX, MESSAGES))
             self._workers_lifeline, self._lifeline = map(opened.enter_context, setup.context.Pipe(duplex=False))
             self._workers_control, self._control = map(opened.enter_context, setup.context.Pipe(duplex=False))
             self._dumps, self._workers_dumps = map(opened.enter_context, setup.context.Pipe(duplex=False))

@@ -17,6 +17,9 @@ ANSWERS = (RESULT, FAILED)
 """Each call has one of these; a member of an enumeration takes longer to look up and to compare."""
 
 
+LOST = "{} could not be received: this process has no memory or descriptor left for it"
+
+
 def ended(call: Call, outcome: Outcome, now: float) -> CallEnded:
     """Return what hooks are told of a call that has ended."""
     if isinstance(outcome, Reply):
@@ -30,14 +33,17 @@ def reply_in(frame: wire.Frame) -> tuple[int, Reply]:
     """Return the number of a call, and the answer to it that is in a message."""
     seconds = frame.number / NANO
     if frame.payload is None:
-        lost = AioPoolError("the result could not be received: this process has no memory or descriptor left for it")
+        lost = AioPoolError(LOST.format("the result"))
         return frame.call, Reply(True, failures.encode(lost), (), seconds)
     return frame.call, Reply(frame.kind == FAILED, frame.payload, frame.buffers, seconds)
 
 
-def failure_of(payload: bytes | memoryview) -> InitializerError:
+def failure_of(payload: bytes | memoryview | None) -> InitializerError:
     """Return the error for what a worker says of its initializer's."""
     error = InitializerError("the initializer failed in a worker")
+    if payload is None:
+        error.__cause__ = AioPoolError(LOST.format("what it raised"))
+        return error
     try:
         error.__cause__ = failures.decode(payload, None)
     except Exception as garbled:  # noqa: BLE001 - a job has written this, and nobody will ever see it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import fcntl
 import os
@@ -9,6 +10,7 @@ import select
 import signal
 import socket
 import threading
+from collections.abc import Generator
 from types import FrameType
 
 from .control import INTERRUPT
@@ -16,6 +18,7 @@ from .dump import DUMP
 
 __all__ = [
     "above_stdio", "die_with", "forked_children_are_ordinary", "is_readable", "leave_parents_group", "quieten_signals",
+    "stdio_taken", "take_stdio",
 ]  # fmt: skip
 
 FIRST_FREE = 3
@@ -26,11 +29,35 @@ PARENTS_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def above_stdio(channel: socket.socket) -> socket.socket:
-    """Move a socket away from descriptors 0, 1 and 2, which it has got in a program that closed them."""
+    """Move a socket away from descriptors 0, 1 and 2, which it has got in a fork server that has them closed."""
     if channel.fileno() >= FIRST_FREE:
         return channel
     with channel:
         return socket.socket(fileno=fcntl.fcntl(channel, fcntl.F_DUPFD_CLOEXEC, FIRST_FREE))
+
+
+def take_stdio() -> list[int]:
+    """Open the null device as each of descriptors 0, 1 and 2 that is closed; return which these were.
+
+    Else what is opened later gets them, and all that is printed: the memory of a parcel, for one.
+    """
+    taken = [os.open(os.devnull, os.O_RDWR)]
+    while taken[-1] < FIRST_FREE:
+        os.set_inheritable(taken[-1], True)
+        taken.append(os.open(os.devnull, os.O_RDWR))
+    os.close(taken.pop())
+    return taken
+
+
+@contextlib.contextmanager
+def stdio_taken() -> Generator[None, None, None]:
+    """Have nothing that is opened meanwhile get descriptor 0, 1 or 2; behind it they are as they were."""
+    taken = take_stdio()
+    try:
+        yield
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
 
 
 def leave_parents_group() -> None:

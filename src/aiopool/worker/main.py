@@ -168,6 +168,7 @@ def main(
     isolation.quieten_signals()
     if inheritance is not None:
         _renounce(inheritance)
+    isolation.take_stdio()
     isolation.die_with(lines.lifeline.fileno())
     isolation.forked_children_are_ordinary(channel)
     sharing.drop_all()
