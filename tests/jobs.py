@@ -20,6 +20,7 @@ from contextvars import ContextVar
 from typing import Any, NoReturn
 
 from aiopool import current_worker, report
+from aiopool.worker.control import INTERRUPT
 
 initialized: list[Any] = []
 """What the initializer has left in this process."""
@@ -601,6 +602,16 @@ def tell_sleep_and_clean_up(path: str) -> NoReturn:
             threading.Event().wait()
     finally:
         tell(path, "cleaned up")
+
+
+def lose_an_interruption(path: str) -> NoReturn:
+    """Take no notice of the first signal, as a system call does that begins just then; and block until interrupted."""
+
+    def lose(_number: int, _frame: object) -> None:
+        signal.signal(INTERRUPT, before)
+
+    before = signal.signal(INTERRUPT, lose)
+    tell_sleep_and_clean_up(path)
 
 
 def tell_and_hold_the_interpreter(path: str) -> None:

@@ -101,6 +101,17 @@ async def test_a_call_that_stops_in_its_grace_keeps_its_worker(start_method: str
             assert await pool.apply(jobs.pid_of) == pid
 
 
+async def test_an_interruption_that_goes_unnoticed_is_signalled_again(start_method: str, latch: Latch) -> None:
+    """The grace is not over by then, and the worker stays."""
+    async with AioPool(1, cancel_grace=LONG, context=start_method) as pool:
+        result = pool.submit(jobs.lose_an_interruption, latch.path)
+        pid = int(await latch.told())
+        result.cancel()
+        assert await latch.told() == "cleaned up"
+        await asyncio.wait([result])
+        assert await pool.apply(jobs.pid_of) == pid
+
+
 async def test_a_map_that_is_cancelled_in_its_grace_keeps_all_workers(latch: Latch) -> None:
     """Each chunk that runs is interrupted."""
     async with AioPool(2, cancel_grace=LONG) as pool:

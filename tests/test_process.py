@@ -25,7 +25,6 @@ from aiopool.hooks import CallEnded
 from aiopool.pickling import PLAIN
 from aiopool.worker import isolation
 from aiopool.worker import main as worker_main
-from aiopool.worker.control import ORDER
 from conftest import is_gone
 from latch import Latch
 from test_crash import gone
@@ -292,33 +291,11 @@ async def test_a_worker_that_is_not_started_has_nothing_and_nobody_to_signal() -
     worker.interrupt(1)
     worker.stack()
     worker.abandon()
+    assert worker._orders._reminder is not None
+    assert worker._orders._reminder.cancelled()
     worker._forsake()  # when the time is over that its start may take
     assert worker._own_end.fileno() == -1
     assert keeper.told == []
-
-
-async def test_orders_that_do_not_fit_into_the_pipe_are_written_when_they_do() -> None:
-    """A worker that is stopped reads none; none is lost, and none is written to one that is gone."""
-    worker = watched_by(Keeper())
-    reader, writer = multiprocessing.Pipe(duplex=False)
-    with reader, writer:
-        for end in (reader, writer):
-            os.set_blocking(end.fileno(), False)
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                os.write(writer.fileno(), bytes(4096))
-        worker._control = writer
-        worker.grant(7, 1)
-        worker.grant(7, 2)
-        read = b""
-        while not read.endswith(ORDER.pack(7, 1) + ORDER.pack(7, 2)):
-            await asyncio.sleep(0)
-            with contextlib.suppress(BlockingIOError):
-                read += os.read(reader.fileno(), 65536)
-        reader.close()
-        worker.grant(7, 3)
-        assert not worker._orders
-    worker.abandon()
 
 
 async def test_a_call_is_interrupted_without_pidfds(monkeypatch: pytest.MonkeyPatch, latch: Latch) -> None:

@@ -13,8 +13,8 @@ import socket
 import sys
 import threading
 import weakref
-from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,7 +23,7 @@ from .. import wire
 from ..exceptions import InitializerError
 from ..worker import isolation
 from ..worker import main as worker_main
-from ..worker.control import INTERRUPT, ORDER
+from ..worker.control import INTERRUPT
 from ..worker.dump import DUMP
 from ..worker.environment import NameWithVariables
 from .base import in_loop
@@ -31,6 +31,7 @@ from .channel import Channel
 from .dump import DumpReader
 from .group import Group
 from .handles import End, Observer, Setup
+from .orders import Orders
 
 __all__ = ["WorkerProcess", "failed_start"]
 
@@ -95,7 +96,6 @@ class WorkerProcess:
         self._unwanted = False
         self._dismissed = False
         self._patience: asyncio.TimerHandle | None = None
-        self._orders: deque[bytes] = deque()  # not written yet
         self._channel: Channel | None = None
         self._group: Group | None = None  # as soon as it runs
         with isolation.stdio_taken(), contextlib.ExitStack() as opened:  # all of them, or none
@@ -105,6 +105,7 @@ class WorkerProcess:
             self._dumps, self._workers_dumps = map(opened.enter_context, setup.context.Pipe(duplex=False))
             opened.pop_all()
         os.set_blocking(self._control.fileno(), False)
+        self._orders = Orders(loop, self._control.fileno())
         self._dump = DumpReader(loop, self._dumps.fileno())
         _ends.update((self._own_end, self._workers_end, self._lifeline, self._control, self._dumps))
         lines = worker_main.Lines(self._workers_end, self._workers_lifeline, self._workers_control, self._workers_dumps)
@@ -183,31 +184,11 @@ class WorkerProcess:
 
     def interrupt(self, call: int) -> None:
         """Have it raise an exception within this call, if it runs it."""
-        self._order(call, 0)
-        self._signal(INTERRUPT)  # if it does not listen, it will be killed
+        self._orders.interrupt(call, partial(self._signal, INTERRUPT))
 
     def grant(self, call: int, more: int) -> None:
         """Let a stream that it runs send so many values more."""
-        self._order(call, more)
-
-    def _order(self, call: int, more: int) -> None:
-        self._orders.append(ORDER.pack(call, more))
-        if len(self._orders) == 1:
-            self._write_orders()
-            if self._orders:
-                self._loop.add_writer(self._control.fileno(), self._write_orders)
-
-    def _write_orders(self) -> None:
-        """Write what it has room for in its pipe; one that is stopped or stuck may have none left."""
-        try:
-            while self._orders:
-                os.write(self._control.fileno(), self._orders[0])
-                self._orders.popleft()
-        except BlockingIOError:
-            return
-        except OSError:  # it is gone
-            self._orders.clear()
-        self._loop.remove_writer(self._control.fileno())
+        self._orders.grant(call, more)
 
     def stack(self) -> asyncio.Future[str]:
         """Return a future of what faulthandler writes of its main thread. That never comes from one that is stopped."""
@@ -378,11 +359,11 @@ class WorkerProcess:
     def _close(self) -> None:
         if self._patience is not None:
             self._patience.cancel()
+        self._orders.close()
         if self._channel is not None:
             self._channel.close()
             if not self._loop.is_closed():
                 self._loop.remove_reader(self._process.sentinel)
-                self._loop.remove_writer(self._control.fileno())
                 self._loop.remove_reader(self._running().end)
             self._channel = None  # we hold one another, and its buffer need not wait for the garbage collector
         with self._lock:
