@@ -46,6 +46,12 @@ def tell_and_spin(path: str) -> None:
         os.getpid()  # in a loop around nothing at all, CPython 3.11 finds no handler for what a signal raises
 
 
+def tell_and_be_busy(path: str, seconds: float) -> None:
+    """Say that it runs, and compute for so long."""
+    tell(path)
+    busy(seconds)
+
+
 def tell_and_wait(path: str) -> None:
     """Say that it runs, and keep the worker for longer than any cell lasts."""
     tell(path)

@@ -127,7 +127,7 @@ def _lives() -> Iterable[Line]:
                needs=frozenset({"kill"}))  # fmt: skip
     yield Line("cancel_grace", "cancel a running call, next result (interrupted)", "ms", False,
                work.cancel(work.GRACE), (Target(LIMIT_OF_MACHINE, 1 / 2),), needs=frozenset({"interrupt"}),
-               limit=work.plain_call, limit_title="a plain call")  # fmt: skip
+               limit=work.plain_call, limit_title="a plain call after a busy one")  # fmt: skip
 
 
 def _costs() -> Iterable[Line]:
