@@ -27,12 +27,17 @@ def pipe() -> Iterator[tuple[int, int]]:
             os.close(end)
 
 
-async def test_orders_that_do_not_fit_into_the_pipe_are_written_when_they_do(pipe: tuple[int, int]) -> None:
-    """A worker that is stopped reads none; none is lost, and none is written to one that is gone."""
-    reader, writer = pipe
+def fill(writer: int) -> None:
+    """Leave no room in a pipe."""
     with contextlib.suppress(BlockingIOError):
         while True:
             os.write(writer, bytes(4096))
+
+
+async def test_orders_that_do_not_fit_into_the_pipe_are_written_when_they_do(pipe: tuple[int, int]) -> None:
+    """A worker that is stopped reads none; none is lost, and none is written to one that is gone."""
+    reader, writer = pipe
+    fill(writer)
     orders = Orders(asyncio.get_running_loop(), writer)
     orders.grant(7, 1)
     orders.grant(7, 2)
@@ -50,9 +55,7 @@ async def test_orders_that_do_not_fit_into_the_pipe_are_written_when_they_do(pip
 async def test_what_is_closed_writes_nothing_any_more(pipe: tuple[int, int]) -> None:
     """Though something is left that did not fit."""
     reader, writer = pipe
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            os.write(writer, bytes(4096))
+    fill(writer)
     orders = Orders(asyncio.get_running_loop(), writer)
     orders.grant(7, 1)
     orders.close()
