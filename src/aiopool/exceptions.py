@@ -43,6 +43,7 @@ __all__ = [
     "ResultTimeout",
     "WorkerDied",
     "WrongLoop",
+    "not_received",
     "what_to_do",
 ]
 
@@ -228,6 +229,11 @@ class NotPicklable(AioPoolError):
         text = f"the {self.what}{of} could not be pickled or unpickled: {self.original_type}: {self.original_text}"
         hint = "" if self.what == "exception" else what_to_do(self.original_text)
         return f"{text}: {hint}" if hint else text
+
+
+def not_received(what: str, by: str = "this process") -> AioPoolError:
+    """Return the error of what has come to a process, and could not be kept there."""
+    return AioPoolError(f"{what} could not be received: {by} has no memory or descriptor left for it")
 
 
 def what_to_do(text: str) -> str:

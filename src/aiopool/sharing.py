@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, NamedTuple, NoReturn, Protocol, SupportsIndex, TypeVar, cast
 
 from . import failures
-from .exceptions import AioPoolError
+from .exceptions import AioPoolError, not_received
 from .parcels import Payload
 from .pickling import PLAIN, Pickling
 
@@ -168,7 +168,7 @@ def revive(share: int, _mark: object) -> object:
 
 def _unpickled(payload: bytes | memoryview | None, buffers: Sequence[memoryview], pickling: Pickling) -> object:
     if payload is None:
-        raise AioPoolError("a shared object could not be received: the worker has no memory or descriptor left for it")
+        raise not_received("a shared object", "the worker")
     try:
         return pickling.loads(payload, buffers=buffers)
     except AioPoolError:  # of a share in it

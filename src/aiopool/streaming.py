@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from .backends.base import Backend
 from .calls import CANCELLED, Call, Outcome
-from .exceptions import AioPoolError, PoolNotRunning
+from .exceptions import PoolNotRunning, not_received
 from .results import not_unpickled, open_outcome
 from .sources import Source, SourceIterator
 
@@ -124,9 +124,7 @@ class Stream(Source):
         if self.closed or self._error is not None:
             return
         if payload is None:  # the values behind it would pass for those before it
-            self._error = AioPoolError(
-                "a value could not be received: this process has no memory or descriptor left for it"
-            )
+            self._error = not_received("a value")
             assert self._call is not None  # noqa: S101 - for the type checker
             self.backend.cancel(self._call)
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .. import failures, wire
 from ..calls import CANCELLED, Call, Outcome, Reply
-from ..exceptions import AioPoolError, InitializerError
+from ..exceptions import InitializerError, not_received
 from ..hooks import CallEnded
 from ..stats import end_of
 
@@ -15,9 +15,6 @@ NANO = 1_000_000_000
 VALUE, RESULT, FAILED = int(wire.Kind.VALUE), int(wire.Kind.RESULT), int(wire.Kind.FAILED)
 ANSWERS = (RESULT, FAILED)
 """Each call has one of these; a member of an enumeration takes longer to look up and to compare."""
-
-
-LOST = "{} could not be received: this process has no memory or descriptor left for it"
 
 
 def ended(call: Call, outcome: Outcome, now: float) -> CallEnded:
@@ -33,8 +30,7 @@ def reply_in(frame: wire.Frame) -> tuple[int, Reply]:
     """Return the number of a call, and the answer to it that is in a message."""
     seconds = frame.number / NANO
     if frame.payload is None:
-        lost = AioPoolError(LOST.format("the result"))
-        return frame.call, Reply(True, failures.encode(lost), (), seconds)
+        return frame.call, Reply(True, failures.encode(not_received("the result")), (), seconds)
     return frame.call, Reply(frame.kind == FAILED, frame.payload, frame.buffers, seconds)
 
 
@@ -42,7 +38,7 @@ def failure_of(payload: bytes | memoryview | None) -> InitializerError:
     """Return the error for what a worker says of its initializer's."""
     error = InitializerError("the initializer failed in a worker")
     if payload is None:
-        error.__cause__ = AioPoolError(LOST.format("what it raised"))
+        error.__cause__ = not_received("what it raised")
         return error
     try:
         error.__cause__ = failures.decode(payload, None)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from .. import carrying, failures, wire
 from ..arena import Arena
-from ..exceptions import AioPoolError, CallInterrupted
+from ..exceptions import AioPoolError, CallInterrupted, not_received
 from ..parcels import Payload, wrap
 from ..pickling import Pickling, is_name_of
 from .current import Calls, uninterrupted
@@ -78,7 +78,7 @@ def unpickled(
 ) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
     """Return function and arguments; of a large payload is kept only what they use, so that the call has the rest."""
     if payload is None:
-        raise AioPoolError("the arguments could not be received: the worker has no memory or descriptor left for them")
+        raise not_received("the arguments", "the worker")
     pickled_function, pickled_arguments = wire.unpack_call(payload)
     with pickled_function, pickled_arguments:
         function = _function(pickled_function, pickling)
