@@ -294,7 +294,8 @@ async def kill(client: httpx.AsyncClient, latch: Latch, shut: Latch, opened: Lat
             pid = int(await latch.told())
             if gate is opened:
                 gate.let()
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # by then it may have had a call that somebody has left
+                os.kill(pid, signal.SIGKILL)
             answer = await posting
             if gate is opened and answer.status_code == 200:
                 check(answer, ordered)
@@ -331,7 +332,9 @@ async def test_every_request_is_accounted_for(latch: Latch, gate: Latch, tmp_pat
         stop(service)
     assert total.total() == 4 * 20 + 2 * ROUNDS
     ends = {end: found[f"aiopool_calls_total {end}"] for end in ("done", "failed", "died", "cancelled")}
-    assert ends == {"done": total[200] + 1, "failed": total[400], "died": total[500], "cancelled": ROUNDS}
+    fell = ROUNDS - ends["cancelled"]  # of the calls that somebody was to leave, those whose worker was killed before
+    assert ends == {"done": total[200] + 1, "failed": total[400], "died": total[500] + fell, "cancelled": ROUNDS - fell}
+    assert 0 <= fell <= ROUNDS
     assert ROUNDS <= total[500] <= found["aiopool_workers_lost_total"] <= 2 * ROUNDS
     assert found["aiopool_calls_queued"] == found["aiopool_calls_total timed_out"] == 0
 
