@@ -116,6 +116,30 @@ async def test_a_descriptor_that_cannot_be_sent_yet_is_sent_a_little_later(
     channel.close()
 
 
+async def test_what_is_sent_again_may_have_to_wait_for_room(
+    ends: tuple[socket.socket, socket.socket], heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The socket tells when there is some."""
+    loop, send, come = asyncio.get_running_loop(), wire.send, asyncio.Event()
+    refusals: list[OSError] = [OSError(errno.ETOOMANYREFS, "too many"), BlockingIOError()]
+
+    def refusing(sock: socket.socket, packet: wire.Packet) -> None:
+        if refusals:
+            raise refusals.pop(0)
+        send(sock, packet)
+
+    monkeypatch.setattr(wire, "send", refusing)
+    monkeypatch.setattr(channel_module, "CROWDED", 0.001)
+    channel = Channel(loop, ends[0], heard.frames.extend, heard.on_garbled)
+    loop.add_reader(ends[1].fileno(), come.set)
+    channel.send([b"one"])
+    await come.wait()
+    loop.remove_reader(ends[1].fileno())
+    assert ends[1].recv(wire.PACKET) == b"one"
+    assert not loop.remove_writer(ends[0].fileno())
+    channel.close()
+
+
 async def test_it_does_not_ask_all_the_time_whether_a_descriptor_can_be_sent(
     ends: tuple[socket.socket, socket.socket], heard: Heard, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -63,6 +64,27 @@ def test_an_interruption_waits_for_all_that_hold_it_off(interrupting: Interrupti
     with pytest.raises(CallInterrupted):
         control.uninterrupted(outer)
     assert steps
+
+
+def test_another_thread_does_not_hold_interruptions_off(interrupting: Interrupting) -> None:
+    """They come to the main thread only, whatever others are in the midst of."""
+    control, inside, leave = interrupting.control, threading.Event(), threading.Event()
+    control.begin(7)
+
+    def linger() -> int:
+        inside.set()
+        leave.wait()
+        return 5
+
+    with ThreadPoolExecutor(1) as executor:
+        lingering = executor.submit(control.uninterrupted, linger)
+        inside.wait()
+        try:
+            with pytest.raises(CallInterrupted):
+                interrupting.interrupt(7)
+        finally:
+            leave.set()
+        assert lingering.result() == 5
 
 
 def test_a_handler_that_raises_does_not_have_interruptions_held_off_for_ever(interrupting: Interrupting) -> None:
