@@ -19,9 +19,9 @@ def test_calls_that_ended_in_the_middle_are_passed_over() -> None:
     calls[0].phase = calls[1].phase = CallPhase.ENDED
     backlog.forget_one()
     backlog.forget_one()
-    assert len(backlog) == 1
+    assert backlog.waiting == 1
     assert backlog.take() is calls[2]
-    assert not backlog
+    assert backlog.waiting == 0
 
 
 def test_calls_that_have_ended_are_let_go_when_there_are_too_many_of_them() -> None:
@@ -33,5 +33,5 @@ def test_calls_that_have_ended_are_let_go_when_there_are_too_many_of_them() -> N
         call.phase = CallPhase.ENDED
         backlog.forget_one()
     assert len(backlog._calls) < MOST_ENDED
-    assert len(backlog) == 1
+    assert backlog.waiting == 1
     assert backlog.first() is calls[0]

@@ -187,11 +187,11 @@ def test_pieces_are_received_straight_into_their_buffer() -> None:
     header, *pieces = wire.encode(Kind.RESULT, 1, payload)
     assert isinstance(header, bytes)
     decoder = Decoder()
-    decoder.space()[: len(header)] = header
+    decoder.space[: len(header)] = header
     decoder.filled(len(header))
-    assert len(decoder.space()) == 10 * wire.PACKET
+    assert len(decoder.space) == 10 * wire.PACKET
     decoder.filled(wire.PACKET)
-    assert len(decoder.space()) == 9 * wire.PACKET
+    assert len(decoder.space) == 9 * wire.PACKET
     assert len(pieces) == 10
 
 

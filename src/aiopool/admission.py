@@ -22,11 +22,15 @@ class Admission:
     Args:
         backend: whose calls are counted.
         most: how many may wait, or None for any number.
+
+    Attributes:
+        limited: whether anybody may ever have to wait.
     """
 
     def __init__(self, backend: Backend, most: int | None) -> None:
         self._backend = backend
         self._most = most
+        self.limited: bool = most is not None
         self._queue: OrderedDict[asyncio.Future[None], None] = OrderedDict()  # those in the middle may leave, too
         self._terminated = False  # for a pool that is closed does not tell whether it was
         self._granted = 0  # woken, and not yet back to submit
@@ -34,11 +38,6 @@ class Admission:
         self._watching = False
         if most is not None:
             self._watch()
-
-    @property
-    def limited(self) -> bool:
-        """Whether anybody may ever have to wait."""
-        return self._most is not None
 
     def take(self, count: int) -> None:
         """Admit ``count`` calls now, or raise `PoolFull`."""

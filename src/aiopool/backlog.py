@@ -13,26 +13,27 @@ MOST_ENDED = 100
 
 
 class Backlog:
-    """A queue that calls may leave in its middle: they stay, and are passed over, until there are too many of them."""
+    """A queue that calls may leave in its middle: they stay, and are passed over, until there are too many of them.
+
+    Attributes:
+        waiting: how many calls wait.
+    """
 
     def __init__(self) -> None:
         self._calls: deque[Call] = deque()
-        self._waiting = 0
-
-    def __len__(self) -> int:
-        return self._waiting
+        self.waiting: int = 0
 
     def put(self, call: Call) -> None:
         """Have a call wait behind all others."""
         call.phase = CallPhase.WAITING
         self._calls.append(call)
-        self._waiting += 1
+        self.waiting += 1
 
     def put_back(self, call: Call) -> None:
         """Have a call wait before all others."""
         call.phase = CallPhase.WAITING
         self._calls.appendleft(call)
-        self._waiting += 1
+        self.waiting += 1
 
     def first(self) -> Call:
         """Return the next call; there is one."""
@@ -42,13 +43,13 @@ class Backlog:
 
     def take(self) -> Call:
         """Take the next call; there is one."""
-        call = self.first()
-        self._calls.popleft()
-        self._waiting -= 1
+        self.waiting -= 1
+        while (call := self._calls.popleft()).phase is not CallPhase.WAITING:
+            pass
         return call
 
     def forget_one(self) -> None:
         """One of the calls has ended."""
-        self._waiting -= 1
-        if len(self._calls) > MOST_ENDED + 2 * self._waiting:
+        self.waiting -= 1
+        if len(self._calls) > MOST_ENDED + 2 * self.waiting:
             self._calls = deque(call for call in self._calls if call.phase is CallPhase.WAITING)

@@ -78,11 +78,10 @@ class Carrier:
     def __init__(self, variables: Iterable[ContextVar[Any]]) -> None:
         self._places = {variable: _place_of(variable) for variable in variables}
 
-    def __bool__(self) -> bool:
-        return bool(self._places)
-
     def values(self) -> tuple[Carried, ...]:
         """Return the present values; a variable that has none does not travel."""
+        if not self._places:
+            return ()
         return tuple(
             Carried(*place, value)
             for variable, place in self._places.items()

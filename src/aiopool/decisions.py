@@ -36,32 +36,41 @@ QUICK = 0.00005
 OVERDUE = 0.005
 """Seconds after which a call that was predicted to be short is taken for a long one."""
 
+RUNNING = PoolPhase.RUNNING
+IDLE, BUSY, RETIRING = WorkerPhase.IDLE, WorkerPhase.BUSY, WorkerPhase.RETIRING
+SENT, RUNS = CallPhase.SENT, CallPhase.RUNNING
+"""What each call needs; a member of an enumeration takes longer to look up."""
+
 
 class Decisions(Ends):
     """What is decided on the state; how things end is decided in `aiopool.ends`."""
 
     def _decided(self, now: float) -> list[Command]:
         """Bring workers and calls together after an input; return all that is to be done."""
-        self._assign(now)
-        if self._crew.dormant:
+        crew, backlog = self._crew, self._backlog
+        if backlog.waiting:
+            self._assign(now)
+        if crew.dormant:
             self._wake()
-        if self._backlog:
+        if backlog.waiting:
             self._send_ahead(now)
-        self._refill(now)
-        self._take_back(now)
-        if self.phase is not PoolPhase.RUNNING:
+        if crew.dormant or not crew.settled:
+            self._refill(now)
+        if len(self._owner) > 1:  # else nothing is behind anything
+            self._take_back(now)
+        if self.phase is not RUNNING:
             self._wind_down(now)
         commands, self._commands = self._commands, []
         return commands
 
     def _assign(self, now: float) -> None:
-        while self._backlog and self._crew.idle:
+        while self._backlog.waiting and self._crew.idle:
             worker, call = self._crew.idle.pop(), self._backlog.first()
             if call.automatic and not worker.allowance.fits(worker.taken, call.weight):
                 self._replace(worker, now)
             else:
                 self._send(worker, self._backlog.take(), now)
-        while self._backlog and (roomiest := self._roomiest(self._backlog.first())) is not None:
+        while self._backlog.waiting and (roomiest := self._roomiest(self._backlog.first())) is not None:
             self._send(roomiest, self._backlog.take(), now)
 
     def _roomiest(self, call: Call) -> Worker | None:
@@ -86,21 +95,24 @@ class Decisions(Ends):
         occupants = (seat.occupant for seat in self._crew.seats)
         turns = deque(sorted(filter(_may_have_more, occupants), key=lambda worker: worker.load))
         many = self._many
-        for waiting in range(len(self._backlog), 0, -1):
+        for waiting in range(self._backlog.waiting, 0, -1):
             call = self._backlog.first()
-            worker = self._roomiest(call) or self._next_with_room(turns, call, few=waiting < many)
+            worker = self._roomiest(call) if call.shares else None
+            worker = worker or self._next_with_room(turns, call, few=waiting < many)
             if worker is None:
                 return
             self._send(worker, self._backlog.take(), now)
 
     def _next_with_room(self, turns: deque[Worker], call: Call, *, few: bool) -> Worker | None:
         """Return whose turn it is to be sent this call, now behind the others; drop those with no room at all."""
+        width, cost = self._width_for(call), call.pace.seconds * call.weight
         for _ in range(len(turns)):
             worker = turns.popleft()
             most = min(self._depth, worker.width + 1) if few else self._depth
-            if len(worker.calls) < most and worker.phase is WorkerPhase.BUSY:
+            if len(worker.calls) < most and worker.phase is BUSY:
                 turns.append(worker)
-                if worker.width == self._width_for(call) and _has_room(worker, call):
+                # Whether it will soon be done with what it has, and with this call, too.
+                if worker.width == width and (worker.load + cost) / width <= AHEAD and _fits(worker, call):
                     return worker
         return None
 
@@ -118,9 +130,9 @@ class Decisions(Ends):
 
     def _take_back(self, now: float) -> None:
         """Take back what a worker has not begun if it could begin elsewhere, or if what it is behind is long."""
-        if len(self._crew.seats) == 1 or len(self._owner) <= 1:
-            return  # there is nobody else, or nothing behind anything
-        free, short = bool(self._crew.idle) and not self._backlog, self._short_of_workers
+        if len(self._crew.seats) == 1:
+            return  # there is nobody else
+        free, short = bool(self._crew.idle) and not self._backlog.waiting, self._short_of_workers
         for seat in self._crew.seats:
             worker = seat.occupant
             if worker is None or len(worker.calls) < 2:  # noqa: PLR2004 - the only one is behind nothing
@@ -135,29 +147,30 @@ class Decisions(Ends):
                 self._recall(worker)
 
     def _send(self, worker: Worker, call: Call, now: float) -> None:
-        if not worker.calls:
+        calls = worker.calls
+        if not calls:
             worker.load, worker.since = 0.0, now
             worker.width = self._width_for(call)
-        if len(worker.calls) < worker.width:
+        if len(calls) < worker.width:
             self._expect(call, now)
         else:
-            call.phase = CallPhase.SENT
+            call.phase = SENT
         call.loading = call.shares and not isinstance(call.payload, bytes)
-        call.cost = call.pace.seconds * call.weight
-        worker.load += call.cost
-        worker.calls.append(call)
+        call.cost = cost = call.pace.seconds * call.weight
+        worker.load += cost
+        calls.append(call)
         worker.recalled = False
         worker.taken += call.weight
         self._owner[call.id] = worker
         if worker.allowance.spent(worker.taken):
             self._crew.move(worker, WorkerPhase.RETIRING)
-        elif worker.phase is WorkerPhase.IDLE:
-            self._crew.move(worker, WorkerPhase.BUSY)
+        elif worker.phase is IDLE:
+            self._crew.move(worker, BUSY)
         self._commands.append(Send(worker.id, call))
 
     def _expect(self, call: Call, now: float) -> None:
         """Its worker is to begin this call; if that has a time limit it will say so, unless it is stopped or stuck."""
-        call.phase, call.since = CallPhase.RUNNING, now
+        call.phase, call.since = RUNS, now
         if call.limits.timeout is not None:
             self._crew.deadlines[call] = now + call.limits.timeout + BEGIN_TIMEOUT
 
@@ -165,14 +178,14 @@ class Decisions(Ends):
         """A worker goes on to what is next in its channel, or has nothing in hand any more."""
         if worker.calls:
             for call in worker.running() if worker.width > 1 else (worker.calls[0],):
-                if call.phase is CallPhase.SENT:
+                if call.phase is SENT:
                     self._expect(call, now)
             if worker.is_stopping:
                 self._stop(worker, now)
-        elif worker.phase is WorkerPhase.RETIRING or (worker.due and worker.seat.has_ready_successor):
+        elif worker.phase is RETIRING or (worker.due and worker.seat.has_ready_successor):
             self._replace(worker, now)
         else:
-            self._crew.move(worker, WorkerPhase.IDLE)
+            self._crew.move(worker, IDLE)
             self._crew.rest(worker, now)
 
     def _replace(self, worker: Worker, now: float) -> None:
@@ -235,7 +248,7 @@ class Decisions(Ends):
             crew, least = self._crew, min(self._idling.minimum, self.seats)
             opened = self.seats - crew.dormant
             coming = opened - crew.count_staffed()
-            crew.wake(max(len(self._backlog) - len(crew.idle) - coming, least - opened))
+            crew.wake(max(self._backlog.waiting - len(crew.idle) - coming, least - opened))
 
     def _refill(self, now: float) -> None:
         """Start workers for vacant seats and successors for those that retire, as far as they are needed."""
@@ -243,8 +256,8 @@ class Decisions(Ends):
             return
         if self.phase in (PoolPhase.STARTING, PoolPhase.RUNNING):
             openings = self._crew.openings()
-        elif self.phase is PoolPhase.CLOSING and self._backlog:
-            openings = self._openings_for(len(self._backlog))
+        elif self.phase is PoolPhase.CLOSING and self._backlog.waiting:
+            openings = self._openings_for(self._backlog.waiting)
         else:
             return
         for seat in openings:
@@ -266,13 +279,14 @@ class Decisions(Ends):
     def _wind_down(self, now: float) -> None:
         if self.phase is PoolPhase.BROKEN:
             self._fail_waiting(self.broken)  # what has come back from a worker
-        if self.phase in (PoolPhase.CLOSING, PoolPhase.BROKEN) and not self._backlog:
+        waiting = self._backlog.waiting
+        if self.phase in (PoolPhase.CLOSING, PoolPhase.BROKEN) and not waiting:
             workers = list(self._crew.workers.values())
             if not any(worker.recalling for worker in workers):
                 for worker in workers:
                     if worker.phase is WorkerPhase.IDLE:
                         self._dismiss(worker, None, now)
-        if self.phase in (PoolPhase.CLOSING, PoolPhase.TERMINATING) and not self._crew.workers and not self._backlog:
+        if self.phase in (PoolPhase.CLOSING, PoolPhase.TERMINATING) and not self._crew.workers and not waiting:
             self._enter(PoolPhase.CLOSED)
 
     def _open(self, now: float) -> None:
@@ -289,11 +303,6 @@ def _may_have_more(worker: Worker | None) -> TypeGuard[Worker]:
     if not worker.calls or worker.recalling or worker.is_loading or worker.is_stopping:
         return False
     return not (worker.due and worker.seat.has_ready_successor)  # or it would never have nothing in hand, and go
-
-
-def _has_room(worker: Worker, call: Call) -> bool:
-    """Whether a worker will soon be done with what it has, and with this call, too."""
-    return (worker.load + call.pace.seconds * call.weight) / worker.width <= AHEAD and _fits(worker, call)
 
 
 def _fits(worker: Worker, call: Call) -> bool:

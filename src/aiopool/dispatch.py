@@ -24,13 +24,16 @@ from collections.abc import Iterable
 
 from .calls import CANCELLED, Call, CallPhase, Reply
 from .commands import Command
-from .decisions import AHEAD, FEW, LEAVE_GRACE, QUICK, Decisions
+from .decisions import AHEAD, BUSY, FEW, LEAVE_GRACE, QUICK, RUNNING, Decisions
 from .exceptions import AioPoolError, InitializerError, PoolTerminated, WorkerDied
 from .phases import PoolPhase, WorkerPhase
 from .recycling import RecycleReason
 from .seats import SeatPhase, Worker
 
 __all__ = ["Dispatcher"]
+
+KILLED = WorkerPhase.KILLED
+"""What each answer needs; a member of an enumeration takes longer to look up."""
 
 
 class Dispatcher(Decisions):
@@ -54,12 +57,13 @@ class Dispatcher(Decisions):
     @property
     def waiting(self) -> int:
         """How many calls no worker has."""
-        return len(self._backlog)
+        return self._backlog.waiting
 
     @property
     def at_ease(self) -> bool:
         """Whether many short calls wait, and all workers that run some have enough ahead to be busy for a while."""
-        if len(self._backlog) < max(1, self._many):
+        waiting = self._backlog.waiting
+        if not waiting or waiting < self._many:
             return False
         call = self._backlog.first()
         if not QUICK < call.pace.seconds * call.weight < AHEAD / FEW:
@@ -91,13 +95,13 @@ class Dispatcher(Decisions):
 
     def submit(self, call: Call, now: float) -> list[Command]:
         """Take a new call. One that comes when nobody is left to run it ends at once."""
+        if self._crew.idle and not self._backlog.waiting and self.phase is RUNNING and not call.automatic:
+            return self._hand_over(call, self._crew.idle.pop(), now)
         if self.phase in (PoolPhase.TERMINATING, PoolPhase.CLOSED):
             self._end(call, PoolTerminated("the pool was terminated before the call was taken"))
             return self._decided(now)
-        if self._crew.idle and not self._backlog and self.phase is PoolPhase.RUNNING and not call.automatic:
-            return self._hand_over(call, self._crew.idle.pop(), now)
         self._backlog.put(call)
-        waiting = len(self._backlog)
+        waiting = self._backlog.waiting
         if waiting > 1 and waiting != self._many and not self._crew.dormant:
             return []  # where others wait, so must this one
         return self._decided(now)
@@ -105,7 +109,7 @@ class Dispatcher(Decisions):
     def _hand_over(self, call: Call, worker: Worker, now: float) -> list[Command]:
         """Send a call that nothing waits before to a worker that is idle; if that goes on, all else stays as it is."""
         self._send(worker, call, now)
-        if worker.phase is not WorkerPhase.BUSY:
+        if worker.phase is not BUSY:
             return self._decided(now)
         commands, self._commands = self._commands, []
         return commands
@@ -210,14 +214,14 @@ class Dispatcher(Decisions):
 
     def replied(self, worker_id: int, replies: Iterable[tuple[int, Reply]], now: float) -> list[Command]:
         """A worker answered these calls, one after the other."""
-        worker = self.workers[worker_id]
-        if worker.phase is WorkerPhase.KILLED:
+        worker = self._crew.workers[worker_id]
+        if worker.phase is KILLED:
             return []  # too late: what it had in hand is decided
         for call_id, reply in replies:
-            is_first = worker.calls and worker.calls[0].id == call_id
-            if not is_first and not self._bring_forward(worker, call_id):
+            calls = worker.calls
+            if not (calls and calls[0].id == call_id) and not self._bring_forward(worker, call_id):
                 return self.garbled(worker_id, now)  # it answers what it was not asked
-            call = worker.calls.popleft()
+            call = calls.popleft()
             worker.served += call.weight
             worker.lighten(call.cost)
             call.pace.learn(reply.seconds / call.weight)

@@ -22,6 +22,9 @@ __all__ = ["START_TIMEOUT", "Ends"]
 START_TIMEOUT = 60.0
 """Seconds that a worker has to become ready."""
 
+ENDED = CallPhase.ENDED
+"""What each call needs; a member of an enumeration takes longer to look up."""
+
 
 class Ends:
     """The state, and what ends.
@@ -120,7 +123,7 @@ class Ends:
     # Calls that end.
 
     def _end(self, call: Call, outcome: Outcome) -> None:
-        call.phase = CallPhase.ENDED
+        call.phase = ENDED
         call.payload = b""
         self._crew.deadlines.pop(call, None)
         self._owner.pop(call.id, None)
@@ -156,7 +159,7 @@ class Ends:
         worker.calls.clear()
 
     def _fail_waiting(self, error: Callable[[], AioPoolError]) -> None:
-        while self._backlog:
+        while self._backlog.waiting:
             self._end(self._backlog.take(), error())
 
     # Workers and the pool.

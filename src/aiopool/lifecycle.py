@@ -30,6 +30,9 @@ with contextlib.suppress(ImportError):  # a release that names it otherwise load
     importlib.import_module("anyio._backends._asyncio")
 
 
+RUNNING = PoolPhase.RUNNING
+"""What each call needs; a member of an enumeration takes longer to look up."""
+
 started: weakref.WeakSet[Lifecycle] = weakref.WeakSet()
 """Pools that have been started, as long as somebody holds them."""
 
@@ -57,7 +60,7 @@ class Guard:
 
     def check_usable(self) -> None:
         """Raise what is to be raised if no call can be made now, or here."""
-        if self._backend.phase is not PoolPhase.RUNNING:
+        if self._backend.phase is not RUNNING:
             raise self._backend.refusal()
         if not in_loop(self._backend.loop):
             self._refuse_loop()

@@ -6,7 +6,18 @@ from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Sequen
 from contextvars import copy_context
 from typing import Any, TypeVar, overload
 
-from .arguments import Default, at_least, check_callable, iterate_input, length_of, name_of, optional, seconds, size
+from .arguments import (
+    POOLS,
+    Default,
+    at_least,
+    check_callable,
+    iterate_input,
+    length_of,
+    name_of,
+    optional,
+    seconds,
+    size,
+)
 from .calls import Call, CallKind, Limits, MaybeCoroutine, Outcome
 from .chunks import AWAITED, make_chunks, size_of_chunks
 from .engine import Engine
@@ -422,9 +433,9 @@ class Mapper:
         return ImapIterator(window, self)
 
     def _limits_for(self, timeout: float | Default | None, retries: int | Default) -> Limits:
-        if timeout is Default.POOLS and retries is Default.POOLS:
+        if timeout is POOLS and retries is POOLS:
             return self._limits
         return Limits(
-            self._limits.timeout if timeout is Default.POOLS else optional(seconds, "timeout", timeout),
-            self._limits.retries if retries is Default.POOLS else at_least(0, "retries", retries),
+            self._limits.timeout if timeout is POOLS else optional(seconds, "timeout", timeout),
+            self._limits.retries if retries is POOLS else at_least(0, "retries", retries),
         )

@@ -61,16 +61,19 @@ class Packer:
         pickling: turns what is packed into bytes.
         hooks: told of calls that are made.
         arena: has memory for large arguments.
+
+    Attributes:
+        carried: returns the present values of the context variables that travel.
     """
 
     def __init__(
         self, home: Home, carrier: Carrier, pickling: Pickling, hooks: Hooks, arena: Arena | None = None
     ) -> None:
-        self._hooks = hooks
+        self.carried: Callable[[], tuple[Around, ...]] = carrier.values
+        self._tell = hooks.tell if hooks else None
         self._arena = arena
         self._home = home
         self._pickling = pickling
-        self._carrier = carrier
         self._known: dict[object, Function] = {}
         self._paces: dict[object, Pace] = {}
 
@@ -111,10 +114,6 @@ class Packer:
         if len(remembered) >= MOST_KNOWN:
             remembered.clear()
 
-    def carried(self) -> tuple[Around, ...]:
-        """Return the present values of the context variables that travel."""
-        return self._carrier.values() if self._carrier else ()
-
     def make(
         self,
         function: Function,
@@ -132,18 +131,18 @@ class Packer:
         Later changes to the arguments do not travel. Whoever does not submit it, has to `drop` it.
         """
         name, pace = function.name, function.pace
-        if not self._hooks:
+        if (tell := self._tell) is None:
             payload = self._pack(function, args, kwds, company)
             return Call(name, payload, finish, limits, pace, weight=weight, automatic=automatic, kind=function.kind)
         id_, company = next(ids), list(company)
-        self._hooks.tell(CallQueued(id_, name, company))
+        tell(CallQueued(id_, name, company))
         try:
             payload = self._pack(function, args, kwds, company)
         except NotPicklable as error:
-            self._hooks.tell(CallEnded(id_, name, "failed", error=error))
+            tell(CallEnded(id_, name, "failed", error=error))
             raise
         except BaseException:
-            self._hooks.tell(CallEnded(id_, name, "cancelled"))
+            tell(CallEnded(id_, name, "cancelled"))
             raise
         return Call(
             name, payload, finish, limits, pace, weight=weight, automatic=automatic, id_=id_, kind=function.kind
@@ -152,8 +151,8 @@ class Packer:
     def drop(self, call: Call) -> None:
         """A call was made, and is not to be submitted."""
         call.payload = b""
-        if self._hooks:
-            self._hooks.tell(CallEnded(call.id, call.name, "cancelled"))
+        if self._tell is not None:
+            self._tell(CallEnded(call.id, call.name, "cancelled"))
 
     def _pack(
         self, function: Function, args: tuple[Any, ...], kwds: dict[str, Any], company: Sequence[Around]

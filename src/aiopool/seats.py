@@ -148,6 +148,7 @@ class Crew:
         closed: places that are no more, and whose workers have calls yet; by their numbers.
         fresh: places that have not had a worker that was ready.
         dormant: how many places have no worker because there is nothing to do.
+        settled: whether it is known that every open place has an occupant, and a successor if it wants one.
         idle: occupants of seats that have nothing to do, who has been so for longest first; the last is the warmest.
         deadlines: when a start or a leave of a worker, or a call or its interruption, has taken too long.
         ages: when workers become due by age.
@@ -159,6 +160,7 @@ class Crew:
         self.closed: dict[int, Seat] = {}
         self.fresh: set[Seat] = set(self.seats)
         self.dormant: int = 0
+        self.settled: bool = False
         self.idle: list[Worker] = []
         self.deadlines: dict[Worker | Call, float] = {}
         self.ages: dict[Worker, float] = {}
@@ -166,7 +168,6 @@ class Crew:
         self._start_timeout = start_timeout
         self._jitter = jitter
         self._hired = 0
-        self._settled = False  # every open seat has an occupant, and a successor if it wants one
 
     # Seats.
 
@@ -181,7 +182,7 @@ class Crew:
             self.move(seat.occupant, WorkerPhase.BUSY)
         seat.phase = SeatPhase.OPEN
         self.seats.append(seat)
-        self._settled = False
+        self.settled = False
 
     def remove_seat(self) -> Seat:
         """Close the last seat; whoever is there is to go."""
@@ -205,14 +206,12 @@ class Crew:
                 seat.phase = SeatPhase.OPEN
                 count -= 1
                 self.dormant -= 1
-                self._settled = False
+                self.settled = False
 
     def openings(self) -> list[Seat]:
         """Return the seats that a worker is to be made for."""
-        if self._settled:
-            return []
         found = [seat for seat in self.seats if seat.vacant or seat.wants_successor]
-        self._settled = not found
+        self.settled = not found
         return found
 
     def count_staffed(self) -> int:
@@ -240,7 +239,7 @@ class Crew:
     def wear_out(self, worker: Worker, reason: RecycleReason) -> None:
         """A worker is to go as soon as somebody can take its place."""
         worker.due = reason
-        self._settled = False
+        self.settled = False
 
     def move(self, worker: Worker, phase: WorkerPhase) -> None:
         """Have a worker enter a phase; a move that the table does not know raises RuntimeError, and changes nothing."""
@@ -248,15 +247,15 @@ class Crew:
             raise RuntimeError(f"{worker!r} cannot become {phase.value}")
         worker.phase = phase
         if phase is WorkerPhase.RETIRING:
-            self._settled = False
+            self.settled = False
         self.deadlines.pop(worker, None)
-        if phase in (WorkerPhase.LEAVING, WorkerPhase.KILLED, WorkerPhase.GONE):
+        if self.ages and phase in (WorkerPhase.LEAVING, WorkerPhase.KILLED, WorkerPhase.GONE):
             self.ages.pop(worker, None)
 
     def vacate(self, worker: Worker, now: float) -> None:
         """Give the worker's seat to its successor."""
         seat = worker.seat
-        self._settled = False
+        self.settled = False
         if seat.successor is worker:
             seat.successor = None
         elif seat.occupant is worker:

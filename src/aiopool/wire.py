@@ -248,35 +248,35 @@ def receive(sock: socket.socket, decoder: Decoder, flags: int = 0) -> Frame | No
             return decoder.attached(descriptors)
         decoder.expect_pieces()
         return None
-    return decoder.filled(sock.recv_into(decoder.space(), 0, flags))
+    return decoder.filled(sock.recv_into(decoder.space, 0, flags))
 
 
 class Decoder:
     """Turns packets into messages.
 
-    The reader asks for `space`, receives one packet into it, and says how much was `filled`. A payload that comes
-    in pieces has a buffer of its own, into which they are received without a copy.
+    The reader receives one packet into its `space`, and says how much was `filled`. A payload that comes in pieces has
+    a buffer of its own, into which they are received without a copy.
 
     Args:
         access: how the memory of a parcel is mapped, see `mmap.mmap`. Either way the receiver may write to it, but
             for what is shared.
         scratch: where packets go that are no piece of a larger message.
+
+    Attributes:
+        awaits_descriptor: whether the next packet is to have one, and is not for `filled` but for `attached`.
+        space: where the next packet goes; never empty.
     """
 
     def __init__(self, access: int = mmap.ACCESS_COPY, scratch: memoryview | None = None) -> None:
         self.awaits_descriptor: bool = False
         self._access = access
         self._scratch = memoryview(bytearray(PACKET)) if scratch is None else scratch
+        self.space: memoryview = self._scratch
         self._head = (0, 0, 0)
         self._size = 0
         self._lengths: Sequence[int] = ()
         self._large: memoryview | None = None  # where pieces go
-        self._large_end = 0
         self._unkept = 0  # bytes that are still to come in pieces for which there is no memory
-
-    def space(self) -> memoryview:
-        """Return where the next packet goes; never empty."""
-        return self._scratch if self._large is None else self._large[self._large_end :]
 
     def filled(self, count: int) -> Frame | None:
         """Return the message that a packet of ``count`` bytes in `space` completes, or None."""
@@ -314,7 +314,7 @@ class Decoder:
         """The descriptor does not come; the content does, in pieces."""
         self.awaits_descriptor = False
         try:
-            self._large, self._large_end = memoryview(bytearray(self._size)), 0
+            self._large = self.space = memoryview(bytearray(self._size))
         except MemoryError:
             self._unkept = self._size
 
@@ -333,10 +333,10 @@ class Decoder:
             self.expect_pieces()
 
     def _piece(self, large: memoryview, count: int) -> Frame | None:
-        self._large_end += count
-        if self._large_end < len(large):
+        self.space = self.space[count:]
+        if self.space:
             return None
-        self._large = None
+        self._large, self.space = None, self._scratch
         return self._parcel(large)
 
     def _passed_over(self, count: int) -> Frame | None:
@@ -366,7 +366,7 @@ def frames_of(packets: Sequence[Packet]) -> list[Frame]:
         if isinstance(packet, Parcel):
             frame = decoder.attached([os.dup(packet.descriptor or 0)])
         else:
-            decoder.space()[: len(packet)] = packet
+            decoder.space[: len(packet)] = packet
             frame = decoder.filled(len(packet))
         if frame is not None:
             frames.append(frame)

@@ -34,6 +34,7 @@ What is ahead may be answered all at once, and the loop, which then deals with a
 to do. That matters most where few call: then nobody has flooded the pool.
 """
 
+FUNCTION = CallKind.FUNCTION
 CALL, TIMED = int(wire.Kind.CALL), int(wire.Kind.TIMED)
 """What each call needs; a member of an enumeration takes longer to look up and to compare."""
 
@@ -99,7 +100,8 @@ class Shell(abc.ABC):
         self._performing = False
         self._notice: Callable[[], None] | None = None
         self._timer: asyncio.Handle | None = None
-        self._timer_at = 0.0  # kept here: when it is due at once, uvloop makes a handle that does not know its time
+        self._timer_at: float | None = None  # uvloop's handle does not know its time when it is due at once
+        self._settled_in = PoolPhase.NEW
         self._started: asyncio.Future[None]
         self._closed: asyncio.Future[None] | None = None
         self._resized: asyncio.Future[bool] | None = None  # whether the pool still ran
@@ -141,7 +143,8 @@ class Shell(abc.ABC):
         Workers get what is next before callers get what is done: that may have to be unpickled for long.
         """
         if len(commands) > 1:
-            commands.sort(key=_comes_later)
+            sends = [command for command in commands if isinstance(command, Send)]
+            commands = sends + [command for command in commands if not isinstance(command, Send)]
         self._commands.extend(commands)
         if self._performing:
             return
@@ -222,25 +225,35 @@ class Shell(abc.ABC):
 
     def _settle(self) -> None:
         """After the commands: wake who waits for a phase, and set the timer."""
-        phase = self.phase
         if self._closed is None:
             return
-        if phase is not PoolPhase.STARTING and not self._started.done():
-            self._started.set_result(None)
-        if phase is PoolPhase.CLOSED and not self._closed.done():
-            self._closed.set_result(None)
-            self._over()
+        phase = self._dispatcher.phase
+        if phase is not self._settled_in:
+            self._settle_in(phase, self._closed)
         if self._resized is not None and (phase is not PoolPhase.RUNNING or not self._dispatcher.resizing):
             self._resized.set_result(phase is PoolPhase.RUNNING)
             self._resized = None
         deadline = self._dispatcher.deadline()
-        if self._timer is not None and self._timer_at != deadline:
-            self._timer.cancel()
-            self._timer = None
-        if deadline is not None and self._timer is None and phase is not PoolPhase.CLOSED:
-            self._timer, self._timer_at = self.loop.call_at(deadline, self._tick), deadline
+        if deadline != self._timer_at:
+            self._set_timer(deadline)
         if self._notice is not None:
             self._notice()
+
+    def _settle_in(self, phase: PoolPhase, closed: asyncio.Future[None]) -> None:
+        """The pool has come to another phase."""
+        self._settled_in = phase
+        if phase is not PoolPhase.STARTING and not self._started.done():
+            self._started.set_result(None)
+        if phase is PoolPhase.CLOSED:
+            closed.set_result(None)
+            self._over()
+
+    def _set_timer(self, deadline: float | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer, self._timer_at = None, deadline
+        if deadline is not None and self._settled_in is not PoolPhase.CLOSED:
+            self._timer = self.loop.call_at(deadline, self._tick)
 
     def _over(self) -> None:
         """Nothing is kept for a pool that is closed."""
@@ -249,7 +262,7 @@ class Shell(abc.ABC):
 
     def _tick(self) -> None:
         """Act on deadlines, behind what has come: it may be this process that was stopped, and not a call too slow."""
-        self._timer = None
+        self._timer = self._timer_at = None
         try:
             for process in list(self._processes.values()):
                 process.listen()
@@ -260,13 +273,9 @@ class Shell(abc.ABC):
         return self.loop.time() if self._closed is not None else 0.0
 
 
-def _comes_later(command: Command) -> bool:
-    return not isinstance(command, Send)
-
-
 def _message(call: Call) -> list[wire.Packet]:
     """Return the packets by which a worker gets a call."""
-    if call.kind is CallKind.FUNCTION:
+    if call.kind is FUNCTION:
         return wire.encode(CALL if call.limits.timeout is None else TIMED, call.id, call.payload)
     kind = KINDS[call.kind][call.limits.timeout is not None or call.loading]
     return wire.encode(kind, call.id, call.payload, call.window)
