@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import os
@@ -52,6 +53,9 @@ IDLE = 5.0
 
 GRACE = 10.0
 """Seconds that a cancelled call has to stop, far more than it needs."""
+
+KILLED, INTERRUPTED = 10, 100
+"""Calls that are cancelled: with their workers, which takes long, or alone."""
 
 WARM_ARRAYS = 4
 """Arrays sent before the clock starts: what a pool keeps for the next one, it keeps by then."""
@@ -328,12 +332,13 @@ def cancel(grace: float = 0.0) -> Work:
         times = []
         async with cell.pool(1, grace=grace) as pool, cell.told() as (path, told):
             await warm_up(pool, 1)
-            for _ in range(cell.count(10, 2)):
+            for _ in range(cell.count(INTERRUPTED if grace else KILLED, 2)):
                 endless = asyncio.ensure_future(pool.call(jobs.tell_and_spin, path))
                 await told()
                 began = time.perf_counter()
                 endless.cancel()
-                await asyncio.wait([endless])
+                with contextlib.suppress(asyncio.CancelledError):
+                    await endless
                 await pool.call(jobs.trivial, 1)
                 times.append(time.perf_counter() - began)
         return 1000 * statistics.median(times)
@@ -350,7 +355,7 @@ async def plain_call(cell: Cell) -> float:
     times = []
     async with cell.pool(1, grace=GRACE) as pool, cell.told() as (path, told):
         await warm_up(pool, 1)
-        for _ in range(cell.count(10, 2)):
+        for _ in range(cell.count(INTERRUPTED, 2)):
             busy = asyncio.ensure_future(pool.call(jobs.tell_and_be_busy, path, MILLISECOND))
             await told()
             await busy

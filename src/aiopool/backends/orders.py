@@ -58,7 +58,12 @@ class Orders:
         if len(self._unwritten) == 1:
             self._write()
             if self._unwritten:
-                self._loop.add_writer(self._pipe, self._write)
+                self._loop.add_writer(self._pipe, self._resume)
+
+    def _resume(self) -> None:
+        self._write()
+        if not self._unwritten:
+            self._loop.remove_writer(self._pipe)
 
     def _write(self) -> None:
         """Write what the pipe has room for; that of a worker that is stopped or stuck may have none left."""
@@ -67,10 +72,9 @@ class Orders:
                 os.write(self._pipe, self._unwritten[0])
                 self._unwritten.popleft()
         except BlockingIOError:
-            return
+            pass  # `_resume` goes on
         except OSError:  # it is gone
             self._unwritten.clear()
-        self._loop.remove_writer(self._pipe)
 
     def _urge(self, signal: Callable[[], None], patience: float) -> None:
         signal()  # if the worker does not listen to that, it will be killed
