@@ -11,6 +11,9 @@ __all__ = ["MOST_ENDED", "Backlog"]
 MOST_ENDED = 100
 """Calls that have ended and may stay where they were, beside as many as wait."""
 
+WAITING = CallPhase.WAITING
+"""What each call needs; a member of an enumeration takes longer to look up."""
+
 
 class Backlog:
     """A queue that calls may leave in its middle: they stay, and are passed over, until there are too many of them.
@@ -25,26 +28,26 @@ class Backlog:
 
     def put(self, call: Call) -> None:
         """Have a call wait behind all others."""
-        call.phase = CallPhase.WAITING
+        call.phase = WAITING
         self._calls.append(call)
         self.waiting += 1
 
     def put_back(self, call: Call) -> None:
         """Have a call wait before all others."""
-        call.phase = CallPhase.WAITING
+        call.phase = WAITING
         self._calls.appendleft(call)
         self.waiting += 1
 
     def first(self) -> Call:
         """Return the next call; there is one."""
-        while self._calls[0].phase is not CallPhase.WAITING:
+        while self._calls[0].phase is not WAITING:
             self._calls.popleft()
         return self._calls[0]
 
     def take(self) -> Call:
         """Take the next call; there is one."""
         self.waiting -= 1
-        while (call := self._calls.popleft()).phase is not CallPhase.WAITING:
+        while (call := self._calls.popleft()).phase is not WAITING:
             pass
         return call
 
@@ -52,4 +55,4 @@ class Backlog:
         """One of the calls has ended."""
         self.waiting -= 1
         if len(self._calls) > MOST_ENDED + 2 * self.waiting:
-            self._calls = deque(call for call in self._calls if call.phase is CallPhase.WAITING)
+            self._calls = deque(call for call in self._calls if call.phase is WAITING)

@@ -141,14 +141,14 @@ class Caller(Mapper):
         limits: Limits,
     ) -> AsyncResult[T]:
         """Begin a call as soon as there is room for it."""
-        function, positional, keywords = self._prepare_one(func, args, kwds)
+        function, positional, keywords = self._prepare(func, args, kwds)
         return await self._enter(function, positional, keywords, limits)
 
     async def _begin_chunk_in_turn(
         self, func: Callable[..., MaybeCoroutine[T]], items: list[tuple[Any, ...]], limits: Limits
     ) -> AsyncResult[list[T]]:
         """Do the same with one call for several items."""
-        function, _, _ = self._prepare_one(func, (), None)
+        function, _, _ = self._prepare(func, (), None)
         over_chunk = AWAITED[job.starmap_chunk] if function.kind is CallKind.COROUTINE else job.starmap_chunk
         runner = self._engine.packer.find_runner(over_chunk, func)
         return await self._enter(runner, (func, items), {}, limits, weight=len(items))
@@ -236,7 +236,7 @@ class Caller(Mapper):
         callback: Callable[[T], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
     ) -> AsyncResult[T]:
-        function, positional, keywords = self._prepare_one(func, args, kwds)
+        function, positional, keywords = self._prepare(func, args, kwds)
         packer = self._engine.packer
         result: AsyncResult[T] = AsyncResult(self._engine.backend, function.name)
         if callback is not None or error_callback is not None:
@@ -289,9 +289,7 @@ class Caller(Mapper):
             WrongLoop: see `apply`.
             TypeError: the function is no generator function.
         """
-        function, positional, keywords = self._prepare(func, args, kwds)
-        if function.kind not in YIELDING:
-            raise TypeError(f"func must be a generator function or an async generator function, not {func!r}")
+        function, positional, keywords = self._prepare(func, args, kwds, yields=True)
         if not self._engine.backend.streams:
             raise NotImplementedError(
                 f"a pool on Dask cannot stream what {function.name} yields: return all of it, or use imap"
@@ -316,19 +314,16 @@ class Caller(Mapper):
         return executor
 
     def _prepare(
-        self, func: Callable[..., object], args: Iterable[Any], kwds: Mapping[str, Any] | None
+        self, func: Callable[..., object], args: Iterable[Any], kwds: Mapping[str, Any] | None, *, yields: bool = False
     ) -> tuple[Function, tuple[Any, ...], dict[str, Any]]:
+        """Return what a call is made of; its function is to be one that yields values, or one that has one value."""
         self._engine.guard.check_usable()
         check_callable("func", func)
         keywords = {} if kwds is None else keywords_of(kwds)
         positional = args if type(args) is tuple else tuple(iterate("args", args))
-        return self._engine.packer.find(func), positional, keywords
-
-    def _prepare_one(
-        self, func: Callable[..., object], args: Iterable[Any], kwds: Mapping[str, Any] | None
-    ) -> tuple[Function, tuple[Any, ...], dict[str, Any]]:
-        """Do the same for a call that has one value, and so is not to be of a generator function."""
-        prepared = self._prepare(func, args, kwds)
-        if prepared[0].kind in YIELDING:
-            raise TypeError(f"{name_of(func)} is a generator function: stream gives what it yields")
-        return prepared
+        function = self._engine.packer.find(func)
+        if (function.kind in YIELDING) is yields:
+            return function, positional, keywords
+        if yields:
+            raise TypeError(f"func must be a generator function or an async generator function, not {func!r}")
+        raise TypeError(f"{name_of(func)} is a generator function: stream gives what it yields")

@@ -64,18 +64,19 @@ class Decisions(Ends):
         return commands
 
     def _assign(self, now: float) -> None:
-        while self._backlog.waiting and self._crew.idle:
-            worker, call = self._crew.idle.pop(), self._backlog.first()
+        idle, backlog = self._crew.idle, self._backlog
+        while backlog.waiting and idle:
+            worker, call = idle.pop(), backlog.first()
             if call.automatic and not worker.allowance.fits(worker.taken, call.weight):
                 self._replace(worker, now)
             else:
-                self._send(worker, self._backlog.take(), now)
-        while self._backlog.waiting and (roomiest := self._roomiest(self._backlog.first())) is not None:
-            self._send(roomiest, self._backlog.take(), now)
+                self._send(worker, backlog.take(), now)
+        while backlog.waiting and (roomiest := self._roomiest(backlog.first())) is not None:
+            self._send(roomiest, backlog.take(), now)
 
     def _roomiest(self, call: Call) -> Worker | None:
         """Return the busy worker with the fewest calls that has a place for this one beside them, or None."""
-        if not call.shares or self._concurrency == 1:
+        if self._concurrency == 1 or not call.shares:
             return None
         occupants = filter(_may_have_more, (seat.occupant for seat in self._crew.seats))
         roomy = (worker for worker in occupants if len(worker.calls) < worker.width and _fits(worker, call))
@@ -97,22 +98,21 @@ class Decisions(Ends):
         many = self._many
         for waiting in range(self._backlog.waiting, 0, -1):
             call = self._backlog.first()
-            worker = self._roomiest(call) if call.shares else None
-            worker = worker or self._next_with_room(turns, call, few=waiting < many)
+            worker = self._roomiest(call) or self._next_with_room(turns, call, few=waiting < many)
             if worker is None:
                 return
             self._send(worker, self._backlog.take(), now)
 
     def _next_with_room(self, turns: deque[Worker], call: Call, *, few: bool) -> Worker | None:
         """Return whose turn it is to be sent this call, now behind the others; drop those with no room at all."""
-        width, cost = self._width_for(call), call.pace.seconds * call.weight
+        width = self._width_for(call)
+        soon = AHEAD * width - call.pace.seconds * call.weight  # this call will soon be done behind what takes so long
         for _ in range(len(turns)):
             worker = turns.popleft()
             most = min(self._depth, worker.width + 1) if few else self._depth
             if len(worker.calls) < most and worker.phase is BUSY:
                 turns.append(worker)
-                # Whether it will soon be done with what it has, and with this call, too.
-                if worker.width == width and (worker.load + cost) / width <= AHEAD and _fits(worker, call):
+                if worker.load <= soon and worker.width == width and _fits(worker, call):
                     return worker
         return None
 
@@ -124,6 +124,8 @@ class Decisions(Ends):
     @property
     def _short_of_workers(self) -> bool:
         """Whether a seat is vacant, and no worker is made for it unless calls wait that nobody has."""
+        if self.phase is RUNNING:
+            return False
         if self.phase is PoolPhase.CLOSING:
             return any(seat.vacant for seat in self._crew.seats)
         return self.phase is PoolPhase.BROKEN
@@ -298,7 +300,7 @@ class Decisions(Ends):
 
 def _may_have_more(worker: Worker | None) -> TypeGuard[Worker]:
     """Whether this is a worker that is busy, and may be sent more."""
-    if worker is None or worker.phase is not WorkerPhase.BUSY:
+    if worker is None or worker.phase is not BUSY:
         return False
     if not worker.calls or worker.recalling or worker.is_loading or worker.is_stopping:
         return False

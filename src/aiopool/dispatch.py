@@ -33,7 +33,8 @@ from .seats import SeatPhase, Worker
 __all__ = ["Dispatcher"]
 
 KILLED = WorkerPhase.KILLED
-"""What each answer needs; a member of an enumeration takes longer to look up."""
+OVER = (PoolPhase.TERMINATING, PoolPhase.CLOSED)
+"""What each call needs; a member of an enumeration takes longer to look up."""
 
 
 class Dispatcher(Decisions):
@@ -97,7 +98,7 @@ class Dispatcher(Decisions):
         """Take a new call. One that comes when nobody is left to run it ends at once."""
         if self._crew.idle and not self._backlog.waiting and self.phase is RUNNING and not call.automatic:
             return self._hand_over(call, self._crew.idle.pop(), now)
-        if self.phase in (PoolPhase.TERMINATING, PoolPhase.CLOSED):
+        if self.phase in OVER:
             self._end(call, PoolTerminated("the pool was terminated before the call was taken"))
             return self._decided(now)
         self._backlog.put(call)
@@ -155,7 +156,7 @@ class Dispatcher(Decisions):
         """Fail every call and kill every worker."""
         if self.phase is PoolPhase.NEW:
             self._enter(PoolPhase.CLOSED)
-        elif self.phase not in (PoolPhase.TERMINATING, PoolPhase.CLOSED):
+        elif self.phase not in OVER:
             self._kill_all(now)
         return self._decided(now)
 

@@ -17,6 +17,9 @@ __all__ = ["SERVING", "Crew", "Seat", "SeatPhase", "Worker"]
 SERVING = (WorkerPhase.IDLE, WorkerPhase.BUSY, WorkerPhase.RETIRING)
 """Where a worker stands that is ready, and not leaving or killed: it has, or may have, calls."""
 
+STOPPING, RETIRING = CallPhase.STOPPING, WorkerPhase.RETIRING
+"""What each call needs; a member of an enumeration takes longer to look up."""
+
 
 class Worker:
     """What the dispatcher knows of one worker."""
@@ -65,8 +68,8 @@ class Worker:
     def is_stopping(self) -> bool:
         """Whether something that runs in it is to stop; else it may have to be killed."""
         if self.width == 1:
-            return bool(self.calls) and self.calls[0].phase is CallPhase.STOPPING
-        return any(call.phase is CallPhase.STOPPING for call in self.calls)
+            return bool(self.calls) and self.calls[0].phase is STOPPING
+        return any(call.phase is STOPPING for call in self.calls)
 
     @property
     def is_loading(self) -> bool:
@@ -246,7 +249,7 @@ class Crew:
         if phase not in WORKER_MOVES[worker.phase]:
             raise RuntimeError(f"{worker!r} cannot become {phase.value}")
         worker.phase = phase
-        if phase is WorkerPhase.RETIRING:
+        if phase is RETIRING:
             self.settled = False
         self.deadlines.pop(worker, None)
         if self.ages and phase in (WorkerPhase.LEAVING, WorkerPhase.KILLED, WorkerPhase.GONE):

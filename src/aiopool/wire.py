@@ -62,7 +62,10 @@ __all__ = [
 HEADER = struct.Struct("<BBQQQ")
 """Kind, form, a number (of an answer, the nanoseconds that it took), call id, length of the payload in bytes."""
 
-GLIMPSE = HEADER.size + 1
+HEADED = HEADER.size
+"""So many bytes come before the payload."""
+
+GLIMPSE = HEADED + 1
 """As many bytes of a packet as tell what it is."""
 
 LENGTH = struct.Struct("<Q")
@@ -77,7 +80,7 @@ PACKET = 64 * 1024
 
 NOT_INHERITED = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 
-LARGEST = PACKET - HEADER.size
+LARGEST = PACKET - HEADED
 """The most bytes of a payload that travels in the packet of its header."""
 
 
@@ -185,7 +188,7 @@ def call_of(packet: Packet) -> int:
 
 def is_bare(packet: Packet) -> bool:
     """Whether a packet, or a glimpse of one, is a message without a payload: no piece has the same length."""
-    return not isinstance(packet, Parcel) and len(packet) == HEADER.size
+    return not isinstance(packet, Parcel) and len(packet) == HEADED
 
 
 def function_part(pickled: bytes) -> bytes:
@@ -193,12 +196,11 @@ def function_part(pickled: bytes) -> bytes:
     return LENGTH.pack(len(pickled)) + pickled
 
 
-def unpack_call(payload: bytes | memoryview) -> tuple[memoryview, memoryview]:
-    """Return the function's and the arguments' pickle out of the payload of a CALL."""
-    view = memoryview(payload)
-    (length,) = LENGTH.unpack_from(view)
-    start = LENGTH.size
-    return view[start : start + length], view[start + length :]
+def unpack_call(payload: bytes | memoryview) -> tuple[bytes, bytes | memoryview]:
+    """Return the function's and the arguments' pickle out of the payload of a CALL; only the latter may be large."""
+    (length,) = LENGTH.unpack_from(payload)
+    end = LENGTH.size + length
+    return bytes(payload[LENGTH.size : end]), payload[end:]
 
 
 def send(sock: socket.socket, packet: Packet) -> None:
@@ -286,15 +288,15 @@ class Decoder:
             return self._piece(self._large, count)
         if self._unkept:
             return self._passed_over(count)
-        if count < HEADER.size:
+        if count < HEADED:
             raise WireError(f"no message has {count} bytes")
         kind, form, number, call, length = HEADER.unpack_from(self._scratch)
         if not 1 <= kind <= LAST_KIND:
             raise WireError(f"no message begins with byte {kind}")
         if form == INLINE:
-            if count != HEADER.size + length:
-                raise WireError(f"a message of {count} bytes says that it has {HEADER.size + length}")
-            return Frame(kind, number, call, bytes(self._scratch[HEADER.size : count]))
+            if count != HEADED + length:
+                raise WireError(f"a message of {count} bytes says that it has {HEADED + length}")
+            return Frame(kind, number, call, bytes(self._scratch[HEADED:count]))
         self._head = (kind, number, call)
         self._begin_parcel(form, length, count)
         return None
@@ -322,7 +324,7 @@ class Decoder:
         return self._head[0] == Kind.SHARE
 
     def _begin_parcel(self, form: int, length: int, count: int) -> None:
-        table = bytes(self._scratch[HEADER.size : count])
+        table = bytes(self._scratch[HEADED:count])
         if form not in (Form.PIECES, Form.DESCRIPTOR) or not table or len(table) % LENGTH.size:
             raise WireError(f"no message of {count} bytes has the form {form}")
         self._size, self._lengths = length, [length for (length,) in LENGTH.iter_unpack(table)]

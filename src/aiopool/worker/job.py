@@ -80,31 +80,33 @@ def unpickled(
     if payload is None:
         raise not_received("the arguments", "the worker")
     pickled_function, pickled_arguments = wire.unpack_call(payload)
-    with pickled_function, pickled_arguments:
+    try:
         function = _function(pickled_function, pickling)
         args, kwds = _loads("arguments", pickled_arguments, pickling, buffers)
+    finally:
+        if isinstance(pickled_arguments, memoryview):
+            pickled_arguments.release()
     if isinstance(payload, memoryview):
         payload.release()
     return function, args, kwds
 
 
-def _function(pickled: memoryview, pickling: Pickling) -> Callable[..., Any]:
+def _function(pickled: bytes, pickling: Pickling) -> Callable[..., Any]:
     """Unpickle a function. One that travels as its name and is still what has that name, need not be looked for."""
-    key = bytes(pickled)
-    if known := _known.get(key):
+    if known := _known.get(pickled):
         present: object = getattr(sys.modules.get(known.__module__), known.__name__, None)
         if present is known:
             return known
     function: Callable[..., Any] = _loads("function", pickled, pickling)
     named = isinstance(function, (types.FunctionType, types.BuiltinFunctionType))
-    if named and is_name_of(function, key):  # else it only has that name for a while
+    if named and is_name_of(function, pickled):  # else it only has that name for a while
         if len(_known) >= MOST_KNOWN:
             _known.clear()
-        _known[key] = function
+        _known[pickled] = function
     return function
 
 
-def _loads(what: str, pickled: memoryview, pickling: Pickling, buffers: Sequence[memoryview] = ()) -> Any:
+def _loads(what: str, pickled: bytes | memoryview, pickling: Pickling, buffers: Sequence[memoryview] = ()) -> Any:
     try:
         return pickling.loads(pickled, buffers=buffers)
     except AioPoolError:  # of a shared object in it
