@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import multiprocessing
 import os
 import traceback
@@ -385,6 +386,13 @@ async def test_modules_to_preload_may_come_from_a_generator() -> None:
     """It is gone through once only."""
     async with AioPool(1, preload=(name for name in ["xml.sax.saxutils"])) as pool:  # type: ignore[arg-type]
         assert "xml.sax.saxutils" in await pool.apply(jobs.modules)
+
+
+async def test_a_collection_in_a_worker_leaves_alone_what_the_fork_server_has_imported() -> None:
+    """Or it would write to that memory, and have a copy of its own; what the job itself leaves is collected."""
+    async with AioPool(1) as pool:
+        assert await pool.apply(gc.isenabled)
+        assert await pool.apply(gc.get_freeze_count) > 1000
 
 
 async def test_a_context_of_multiprocessing_is_taken_as_it_is() -> None:
