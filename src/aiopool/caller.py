@@ -239,10 +239,8 @@ class Caller(Mapper):
         function, positional, keywords = self._prepare(func, args, kwds)
         packer = self._engine.packer
         result: AsyncResult[T] = AsyncResult(self._engine.backend, function.name)
-        if callback is not None or error_callback is not None:
-            result.add_callbacks(callback, error_callback)
-        if self._engine.admission.limited:
-            self._engine.admission.take(1)
+        result.add_callbacks(callback, error_callback)
+        self._engine.admission.take(1)
         result.begin(packer.make(function, positional, keywords, result.finish, limits, packer.carried()))
         return result
 

@@ -210,6 +210,8 @@ class AsyncResult(asyncio.Future[T], Generic[T]):
         self, callback: Callable[[T], object] | None, error_callback: Callable[[BaseException], object] | None
     ) -> None:
         """Have one of these called with the value or the exception, where there is one."""
+        if callback is None and error_callback is None:
+            return
         for name, value in (("callback", callback), ("error_callback", error_callback)):
             if value is not None:
                 check_callable(name, value)

@@ -8,7 +8,7 @@ import os
 import signal
 
 gc.disable()  # a collection would find nothing, and takes its time
-from . import logs, main  # noqa: E402
+from . import logs, main  # noqa: E402 - behind that
 
 gc.enable()
 
