@@ -165,7 +165,7 @@ class Decisions(Ends):
         worker.taken += call.weight
         self._owner[call.id] = worker
         if worker.allowance.spent(worker.taken):
-            self._crew.move(worker, WorkerPhase.RETIRING)
+            self._crew.move(worker, RETIRING)
         elif worker.phase is IDLE:
             self._crew.move(worker, BUSY)
         self._commands.append(Send(worker.id, call))
@@ -192,7 +192,7 @@ class Decisions(Ends):
 
     def _replace(self, worker: Worker, now: float) -> None:
         """Dismiss a worker that has served enough, or whose seat is no more."""
-        replaced = self.phase is PoolPhase.RUNNING and worker.seat.phase is SeatPhase.OPEN
+        replaced = self.phase is RUNNING and worker.seat.phase is SeatPhase.OPEN
         self._dismiss(worker, worker.due or RecycleReason.CALLS if replaced else None, now)
 
     def _wear_out(self, worker: Worker, reason: RecycleReason, now: float) -> None:
@@ -217,15 +217,15 @@ class Decisions(Ends):
 
     def _send_off(self, worker: Worker, now: float) -> None:
         """Have a worker leave that is not needed any more, with nothing in hand but what it runs already."""
-        if worker.phase is WorkerPhase.IDLE:
+        if worker.phase is IDLE:
             self._dismiss(worker, None, now)
         elif worker.phase is WorkerPhase.STARTING:
             self._kill(worker, now)
         elif worker.phase is WorkerPhase.LEAVING:
             self._crew.vacate(worker, now)
         else:
-            if worker.phase is WorkerPhase.BUSY:
-                self._crew.move(worker, WorkerPhase.RETIRING)
+            if worker.phase is BUSY:
+                self._crew.move(worker, RETIRING)
             if len(worker.calls) > 1:
                 self._recall(worker)
 
@@ -239,14 +239,14 @@ class Decisions(Ends):
     def _idle_deadline(self) -> float | None:
         """Return when the next worker goes that has nothing to do until then, or None."""
         idle, timeout = self._crew.idle, self._idling.timeout
-        if timeout is None or not idle or self.phase is not PoolPhase.RUNNING:
+        if timeout is None or not idle or self.phase is not RUNNING:
             return None
         spare = len(idle) > self._idling.minimum or self._crew.count_staffed() > self._idling.minimum
         return idle[0].since + timeout if spare else None
 
     def _wake(self) -> None:
         """Open dormant seats: one for each call that nobody is there for, or on the way, and up to the minimum."""
-        if self.phase is PoolPhase.RUNNING and self._losses.not_before is None:
+        if self.phase is RUNNING and self._losses.not_before is None:
             crew, least = self._crew, min(self._idling.minimum, self.seats)
             opened = self.seats - crew.dormant
             coming = opened - crew.count_staffed()
@@ -256,7 +256,7 @@ class Decisions(Ends):
         """Start workers for vacant seats and successors for those that retire, as far as they are needed."""
         if self._losses.not_before is not None:
             return
-        if self.phase in (PoolPhase.STARTING, PoolPhase.RUNNING):
+        if self.phase in (PoolPhase.STARTING, RUNNING):
             openings = self._crew.openings()
         elif self.phase is PoolPhase.CLOSING and self._backlog.waiting:
             openings = self._openings_for(self._backlog.waiting)
@@ -286,14 +286,14 @@ class Decisions(Ends):
             workers = list(self._crew.workers.values())
             if not any(worker.recalling for worker in workers):
                 for worker in workers:
-                    if worker.phase is WorkerPhase.IDLE:
+                    if worker.phase is IDLE:
                         self._dismiss(worker, None, now)
         if self.phase in (PoolPhase.CLOSING, PoolPhase.TERMINATING) and not self._crew.workers and not waiting:
             self._enter(PoolPhase.CLOSED)
 
     def _open(self, now: float) -> None:
         """Calls can come from now on."""
-        self._enter(PoolPhase.RUNNING)
+        self._enter(RUNNING)
         for worker in self._crew.idle:
             worker.since = now
 

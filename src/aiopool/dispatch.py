@@ -24,7 +24,7 @@ from collections.abc import Iterable
 
 from .calls import CANCELLED, Call, CallPhase, Reply
 from .commands import Command
-from .decisions import AHEAD, BUSY, FEW, LEAVE_GRACE, QUICK, RUNNING, Decisions
+from .decisions import AHEAD, BUSY, FEW, LEAVE_GRACE, QUICK, RETIRING, RUNNING, Decisions
 from .exceptions import AioPoolError, InitializerError, PoolTerminated, WorkerDied
 from .phases import PoolPhase, WorkerPhase
 from .recycling import RecycleReason
@@ -70,7 +70,7 @@ class Dispatcher(Decisions):
         if not QUICK < call.pace.seconds * call.weight < AHEAD / FEW:
             return False
         occupants = (seat.occupant for seat in self._crew.seats)
-        loads = [each.load / each.width for each in occupants if each and each.phase is WorkerPhase.BUSY]
+        loads = [each.load / each.width for each in occupants if each and each.phase is BUSY]
         return bool(loads) and AHEAD / 2 <= min(loads) <= max(loads) <= AHEAD
 
     @property
@@ -136,7 +136,7 @@ class Dispatcher(Decisions):
 
     def resize(self, seats: int, now: float) -> list[Command]:
         """Have so many seats from now on, if the pool runs. What is behind a call in a closed seat is taken back."""
-        if self.phase is PoolPhase.RUNNING:
+        if self.phase is RUNNING:
             while self.seats < seats:
                 self._crew.add_seat()
             while self.seats > seats:
@@ -148,7 +148,7 @@ class Dispatcher(Decisions):
         """Take no more calls; let everybody leave when the accepted ones are done."""
         if self.phase is PoolPhase.NEW:
             self._enter(PoolPhase.CLOSED)
-        elif self.phase in (PoolPhase.STARTING, PoolPhase.RUNNING, PoolPhase.BROKEN):
+        elif self.phase in (PoolPhase.STARTING, RUNNING, PoolPhase.BROKEN):
             self._enter(PoolPhase.CLOSING)
         return self._decided(now)
 
@@ -191,7 +191,7 @@ class Dispatcher(Decisions):
     def garbled(self, worker_id: int, now: float) -> list[Command]:
         """A worker sent what is no message; no other of its messages can be trusted."""
         worker = self.workers[worker_id]
-        if worker.phase is not WorkerPhase.KILLED:
+        if worker.phase is not KILLED:
             worker.reason = "it sent what is no message of the pool's"
         if not worker.calls:
             worker.cause = worker.cause or AioPoolError("a worker sent what is no message of the pool's")
@@ -201,7 +201,7 @@ class Dispatcher(Decisions):
     def began(self, worker_id: int, call_id: int, now: float) -> list[Command]:
         """A worker says that it begins a call that has a time limit, or is large."""
         worker = self.workers[worker_id]
-        for call in worker.calls if worker.phase is not WorkerPhase.KILLED else ():
+        for call in worker.calls if worker.phase is not KILLED else ():
             if call.id == call_id:
                 call.loading = False
                 if call.phase is CallPhase.RUNNING and call.limits.timeout is not None:
@@ -254,9 +254,9 @@ class Dispatcher(Decisions):
             worker.lighten(sum(call.cost for call in back))
         self._requeue(back)
         stays = worker.seat.phase is not SeatPhase.CLOSED and not worker.allowance.spent(worker.taken)
-        if worker.phase is WorkerPhase.RETIRING and stays:
-            self._crew.move(worker, WorkerPhase.BUSY)
-        if worker.phase in (WorkerPhase.BUSY, WorkerPhase.RETIRING):
+        if worker.phase is RETIRING and stays:
+            self._crew.move(worker, BUSY)
+        if worker.phase in (BUSY, RETIRING):
             self._proceed(worker, now)
         return self._decided(now)
 
@@ -281,7 +281,7 @@ class Dispatcher(Decisions):
             cause: why it could not be started, or None.
         """
         worker = self.workers.pop(worker_id)
-        useless = worker.phase not in (WorkerPhase.LEAVING, WorkerPhase.KILLED) and worker.served == 0
+        useless = worker.phase not in (WorkerPhase.LEAVING, KILLED) and worker.served == 0
         in_start = worker.phase is WorkerPhase.STARTING or self.phase is PoolPhase.STARTING
         self._crew.move(worker, WorkerPhase.GONE)
         calls, worker.calls = list(worker.calls), deque()

@@ -173,7 +173,7 @@ class Lifecycle:
             ValueError: neither `close` nor `terminate` was called.
             WrongLoop: see `close`.
         """
-        if self._backend.phase in (PoolPhase.NEW, PoolPhase.STARTING, PoolPhase.RUNNING, PoolPhase.BROKEN):
+        if self._backend.phase in (PoolPhase.NEW, PoolPhase.STARTING, RUNNING, PoolPhase.BROKEN):
             raise ValueError(f"{self!r} has not been told to end: call close() or terminate() before join()")
         self._guard.check_loop()
         await self._backend.join()

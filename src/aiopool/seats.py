@@ -120,9 +120,7 @@ class Seat:
         """Whether the occupant is to go, and nobody is on the way to take its place."""
         occupant = self.occupant
         return (
-            occupant is not None
-            and self.successor is None
-            and (occupant.due is not None or occupant.phase is WorkerPhase.RETIRING)
+            occupant is not None and self.successor is None and (occupant.due is not None or occupant.phase is RETIRING)
         )
 
     @property
