@@ -14,6 +14,9 @@ from aiopool.worker.control import ORDER
 
 pytestmark = pytest.mark.both_loops
 
+PAGE = 4096
+"""As many bytes have to be read before there is room for others."""
+
 
 @pytest.fixture
 def pipe() -> Iterator[tuple[int, int]]:
@@ -31,7 +34,7 @@ def fill(writer: int) -> None:
     """Leave no room in a pipe."""
     with contextlib.suppress(BlockingIOError):
         while True:
-            os.write(writer, bytes(4096))
+            os.write(writer, bytes(PAGE))
 
 
 async def test_orders_that_do_not_fit_into_the_pipe_are_written_when_they_do(pipe: tuple[int, int]) -> None:
@@ -49,6 +52,24 @@ async def test_orders_that_do_not_fit_into_the_pipe_are_written_when_they_do(pip
     os.close(reader)
     orders.grant(7, 3)
     assert not orders._unwritten
+    orders.close()
+
+
+async def test_orders_for_which_there_is_room_in_part_are_written_bit_by_bit(pipe: tuple[int, int]) -> None:
+    """The loop is asked to tell of room as long as any are left, and no longer."""
+    reader, writer = pipe
+    fill(writer)
+    loop = asyncio.get_running_loop()
+    orders = Orders(loop, writer)
+    granted = range(1, 3 * PAGE // ORDER.size)
+    for more in granted:
+        orders.grant(7, more)
+    all_of_them, read = b"".join(ORDER.pack(7, more) for more in granted), b""
+    while not read.endswith(all_of_them):
+        await asyncio.sleep(0)
+        with contextlib.suppress(BlockingIOError):
+            read += os.read(reader, PAGE)
+    assert not loop.remove_writer(writer)
     orders.close()
 
 
