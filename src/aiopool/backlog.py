@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 
-from .calls import Call, CallPhase
+from .calls import WAITING, Call
 
 __all__ = ["MOST_ENDED", "Backlog"]
 
 MOST_ENDED = 100
 """Calls that have ended and may stay where they were, beside as many as wait."""
-
-WAITING = CallPhase.WAITING
-"""What each call needs; a member of an enumeration takes longer to look up."""
 
 
 class Backlog:

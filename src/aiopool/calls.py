@@ -12,7 +12,8 @@ from .exceptions import AioPoolError
 from .sharing import CallPayload
 
 __all__ = [
-    "CANCELLED", "STOP_GRACE", "Call", "CallKind", "CallPhase", "Cancelled", "Limits", "MaybeCoroutine", "Outcome",
+    "CANCELLED", "ENDED", "NEW", "RUNS", "SENT", "STOPPING", "STOP_GRACE", "WAITING",
+    "Call", "CallKind", "CallPhase", "Cancelled", "Limits", "MaybeCoroutine", "Outcome",
     "Pace", "Reply", "ids",
 ]  # fmt: skip
 
@@ -62,8 +63,9 @@ class CallPhase(enum.Enum):
     ENDED = "ended"
 
 
-NEW = CallPhase.NEW
-"""What each call needs; a member of an enumeration takes longer to look up."""
+NEW, WAITING, SENT = CallPhase.NEW, CallPhase.WAITING, CallPhase.SENT
+RUNS, STOPPING, ENDED = CallPhase.RUNNING, CallPhase.STOPPING, CallPhase.ENDED
+"""Those that calls go through have names of their own: a member of an enumeration takes longer to look up."""
 
 
 class Reply(NamedTuple):

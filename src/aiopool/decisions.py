@@ -9,10 +9,10 @@ import math
 from collections import deque
 from typing import TypeGuard
 
-from .calls import Call, CallPhase
+from .calls import RUNS, SENT, Call
 from .commands import Command, Dismiss, Send, Spawn
 from .ends import Ends
-from .phases import PoolPhase, WorkerPhase
+from .phases import BUSY, IDLE, RETIRING, RUNNING, PoolPhase, WorkerPhase
 from .recycling import RecycleReason
 from .seats import Seat, SeatPhase, Worker
 
@@ -35,11 +35,6 @@ QUICK = 0.00005
 
 OVERDUE = 0.005
 """Seconds after which a call that was predicted to be short is taken for a long one."""
-
-RUNNING = PoolPhase.RUNNING
-IDLE, BUSY, RETIRING = WorkerPhase.IDLE, WorkerPhase.BUSY, WorkerPhase.RETIRING
-SENT, RUNS = CallPhase.SENT, CallPhase.RUNNING
-"""What each call needs; a member of an enumeration takes longer to look up."""
 
 
 class Decisions(Ends):

@@ -22,19 +22,18 @@ import math
 from collections import deque
 from collections.abc import Iterable
 
-from .calls import CANCELLED, Call, CallPhase, Reply
+from .calls import CANCELLED, RUNS, SENT, WAITING, Call, Reply
 from .commands import Command
-from .decisions import AHEAD, BUSY, FEW, LEAVE_GRACE, QUICK, RETIRING, RUNNING, Decisions
+from .decisions import AHEAD, FEW, LEAVE_GRACE, QUICK, Decisions
 from .exceptions import AioPoolError, InitializerError, PoolTerminated, WorkerDied
-from .phases import PoolPhase, WorkerPhase
+from .phases import BUSY, IDLE, KILLED, RETIRING, RUNNING, PoolPhase, WorkerPhase
 from .recycling import RecycleReason
 from .seats import SeatPhase, Worker
 
 __all__ = ["Dispatcher"]
 
-KILLED = WorkerPhase.KILLED
 OVER = (PoolPhase.TERMINATING, PoolPhase.CLOSED)
-"""What each call needs; a member of an enumeration takes longer to look up."""
+"""Where a pool takes no call, and never will."""
 
 
 class Dispatcher(Decisions):
@@ -117,18 +116,18 @@ class Dispatcher(Decisions):
 
     def cancel(self, call: Call, now: float) -> list[Command]:
         """End a call wherever it is. One that has ended already stays as it is."""
-        if call.phase is CallPhase.WAITING:
+        if call.phase is WAITING:
             self._end(call, CANCELLED)
             self._backlog.forget_one()
-        elif call.phase in (CallPhase.SENT, CallPhase.RUNNING):
+        elif call.phase in (SENT, RUNS):
             self._condemn(call, CANCELLED, now)
         return self._decided(now)
 
     def withdraw(self, call: Call, now: float) -> list[Command]:
         """End a call if no worker has begun it; one that runs goes on, though nobody wants to know its outcome."""
-        if call.phase is CallPhase.WAITING:
+        if call.phase is WAITING:
             return self.cancel(call, now)
-        if call.phase is not CallPhase.SENT or call.verdict is not None:
+        if call.phase is not SENT or call.verdict is not None:
             return []
         call.verdict = CANCELLED
         self._recall(self._owner[call.id])
@@ -166,7 +165,7 @@ class Dispatcher(Decisions):
         """A worker has run its initializer."""
         worker = self.workers[worker_id]
         if worker.phase is WorkerPhase.STARTING:
-            self._crew.move(worker, WorkerPhase.IDLE)
+            self._crew.move(worker, IDLE)
             worker.ready_at = now
             if worker.allowance.age is not None:
                 self._crew.ages[worker] = now + worker.allowance.age
@@ -204,7 +203,7 @@ class Dispatcher(Decisions):
         for call in worker.calls if worker.phase is not KILLED else ():
             if call.id == call_id:
                 call.loading = False
-                if call.phase is CallPhase.RUNNING and call.limits.timeout is not None:
+                if call.phase is RUNS and call.limits.timeout is not None:
                     self._crew.deadlines[call] = now + call.limits.timeout
         return self._decided(now)
 
@@ -331,7 +330,7 @@ class Dispatcher(Decisions):
 
 def _ends_worker(late: Worker | Call) -> bool:
     """Whether it ends a worker that this has not happened in time; calls that are over their limits come before."""
-    return not isinstance(late, Call) or late.phase is not CallPhase.RUNNING
+    return not isinstance(late, Call) or late.phase is not RUNS
 
 
 def _premature(pid: int | None, exitcode: int | None, *, in_start: bool) -> AioPoolError:

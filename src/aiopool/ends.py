@@ -9,11 +9,11 @@ import random
 from collections.abc import Callable, Iterable
 
 from .backlog import Backlog
-from .calls import CANCELLED, STOP_GRACE, Call, CallKind, CallPhase, Outcome
+from .calls import CANCELLED, ENDED, RUNS, STOP_GRACE, STOPPING, Call, CallKind, Outcome
 from .commands import Command, Finish, Interrupt, Kill, Recall
 from .exceptions import AioPoolError, BrokenPool, CallTimeout, InitializerError, PoolTerminated, WorkerDied
 from .losses import Losses
-from .phases import POOL_MOVES, PoolPhase, WorkerPhase
+from .phases import BUSY, KILLED, POOL_MOVES, RETIRING, RUNNING, PoolPhase, WorkerPhase
 from .recycling import IdlePolicy, RecyclePolicy
 from .seats import Crew, Worker
 
@@ -21,9 +21,6 @@ __all__ = ["START_TIMEOUT", "Ends"]
 
 START_TIMEOUT = 60.0
 """Seconds that a worker has to become ready."""
-
-ENDED = CallPhase.ENDED
-"""What each call needs; a member of an enumeration takes longer to look up."""
 
 
 class Ends:
@@ -80,19 +77,19 @@ class Ends:
     def _condemn(self, call: Call, verdict: Outcome, now: float) -> None:
         """Decide how a call ends that a worker has; it ends when it has stopped."""
         self._crew.deadlines.pop(call, None)  # its time limit; what comes now has a deadline of its own
-        call.phase = CallPhase.STOPPING
+        call.phase = STOPPING
         call.verdict = verdict
         self._stop(self._owner[call.id], now)
 
     def _stop(self, worker: Worker, now: float) -> None:
         """End what is to be stopped in a worker, and nothing else: what it has not begun is taken back first."""
-        if worker.phase is WorkerPhase.KILLED or worker.recalling:
+        if worker.phase is KILLED or worker.recalling:
             return  # all that it has, ends with it; or what it has is to be known in a moment
         if len(worker.calls) > 1 and not worker.recalled and not worker.is_loading:
             self._recall(worker)
         elif len(worker.calls) <= worker.width:  # else answers are on their way
             for call in worker.running():
-                if call.phase is CallPhase.STOPPING and call not in self._crew.deadlines:
+                if call.phase is STOPPING and call not in self._crew.deadlines:
                     self._halt(worker, call, now)
 
     def _halt(self, worker: Worker, call: Call, now: float) -> None:
@@ -106,7 +103,7 @@ class Ends:
 
     def _overrun(self, call: Call, now: float) -> None:
         """A call is over its time limit, or has not stopped in time: then its worker ends, with all that it runs."""
-        if call.phase is CallPhase.RUNNING:
+        if call.phase is RUNS:
             self._condemn(call, CallTimeout(call.name, call.limits.timeout or 0.0), now)
         else:
             worker = self._owner[call.id]
@@ -116,7 +113,7 @@ class Ends:
     def _recall(self, worker: Worker) -> None:
         if worker.recalled or worker.is_loading:
             return
-        if worker.phase in (WorkerPhase.BUSY, WorkerPhase.RETIRING):
+        if worker.phase in (BUSY, RETIRING):
             worker.recalled = worker.recalling = True
             self._commands.append(Recall(worker.id))
 
@@ -165,8 +162,8 @@ class Ends:
     # Workers and the pool.
 
     def _kill(self, worker: Worker, now: float) -> None:
-        if worker.phase is not WorkerPhase.KILLED:
-            self._crew.move(worker, WorkerPhase.KILLED)
+        if worker.phase is not KILLED:
+            self._crew.move(worker, KILLED)
             for call in worker.calls:
                 self._crew.deadlines.pop(call, None)
             self._crew.vacate(worker, now)
@@ -207,7 +204,7 @@ class Ends:
 
     def _give_up(self, cause: AioPoolError) -> None:
         self.cause, self._broken_after = cause, self._losses.in_a_row
-        if self.phase is PoolPhase.RUNNING:
+        if self.phase is RUNNING:
             self._enter(PoolPhase.BROKEN)
         self._fail_waiting(self.broken)
 

@@ -20,7 +20,7 @@ from .backends import start_methods
 from .backends.base import Backend, Remains, in_loop
 from .dumps import dump_on
 from .exceptions import WrongLoop
-from .phases import PoolPhase
+from .phases import RUNNING, PoolPhase
 from .stacks import WorkerStack
 
 __all__ = ["Guard", "Lifecycle"]
@@ -29,9 +29,6 @@ __all__ = ["Guard", "Lifecycle"]
 with contextlib.suppress(ImportError):  # a release that names it otherwise loads it later
     importlib.import_module("anyio._backends._asyncio")
 
-
-RUNNING = PoolPhase.RUNNING
-"""What each call needs; a member of an enumeration takes longer to look up."""
 
 started: weakref.WeakSet[Lifecycle] = weakref.WeakSet()
 """Pools that have been started, as long as somebody holds them."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING
 
-__all__ = ["POOL_MOVES", "WORKER_MOVES", "PoolPhase", "WorkerPhase"]
+__all__ = [
+    "BUSY", "IDLE", "KILLED", "POOL_MOVES", "RETIRING", "RUNNING", "WORKER_MOVES", "PoolPhase", "WorkerPhase",
+]  # fmt: skip
 
 
 class WorkerPhase(enum.Enum):
@@ -29,6 +31,9 @@ class WorkerPhase(enum.Enum):
     GONE = "gone"
     """Its process is reaped."""
 
+
+IDLE, BUSY, RETIRING, KILLED = WorkerPhase.IDLE, WorkerPhase.BUSY, WorkerPhase.RETIRING, WorkerPhase.KILLED
+"""What each call needs has a name of its own: a member of an enumeration takes longer to look up."""
 
 _W = WorkerPhase
 WORKER_MOVES: dict[WorkerPhase, frozenset[WorkerPhase]] = {
@@ -60,6 +65,9 @@ class PoolPhase(enum.Enum):
     CLOSED = "closed"
     """No worker and no call is left."""
 
+
+RUNNING = PoolPhase.RUNNING
+"""As with workers."""
 
 _P = PoolPhase
 POOL_MOVES: dict[PoolPhase, frozenset[PoolPhase]] = {

@@ -7,18 +7,15 @@ from collections import deque
 from collections.abc import Callable
 from itertools import islice
 
-from .calls import Call, CallPhase
+from .calls import STOPPING, Call
 from .exceptions import AioPoolError
-from .phases import WORKER_MOVES, WorkerPhase
+from .phases import BUSY, IDLE, KILLED, RETIRING, WORKER_MOVES, WorkerPhase
 from .recycling import Allowance, RecyclePolicy, RecycleReason
 
 __all__ = ["SERVING", "Crew", "Seat", "SeatPhase", "Worker"]
 
-SERVING = (WorkerPhase.IDLE, WorkerPhase.BUSY, WorkerPhase.RETIRING)
+SERVING = (IDLE, BUSY, RETIRING)
 """Where a worker stands that is ready, and not leaving or killed: it has, or may have, calls."""
-
-STOPPING, RETIRING = CallPhase.STOPPING, WorkerPhase.RETIRING
-"""What each call needs; a member of an enumeration takes longer to look up."""
 
 
 class Worker:
@@ -131,7 +128,7 @@ class Seat:
     @property
     def has_ready_successor(self) -> bool:
         """Whether somebody could take the occupant's place at once."""
-        return self.successor is not None and self.successor.phase is WorkerPhase.IDLE
+        return self.successor is not None and self.successor.phase is IDLE
 
 
 class Crew:
@@ -180,7 +177,7 @@ class Crew:
             seat = Seat(number)
             self.fresh.add(seat)
         elif seat.occupant is not None and not seat.occupant.allowance.spent(seat.occupant.taken):
-            self.move(seat.occupant, WorkerPhase.BUSY)
+            self.move(seat.occupant, BUSY)
         seat.phase = SeatPhase.OPEN
         self.seats.append(seat)
         self.settled = False
@@ -250,7 +247,7 @@ class Crew:
         if phase is RETIRING:
             self.settled = False
         self.deadlines.pop(worker, None)
-        if self.ages and phase in (WorkerPhase.LEAVING, WorkerPhase.KILLED, WorkerPhase.GONE):
+        if self.ages and phase in (WorkerPhase.LEAVING, KILLED, WorkerPhase.GONE):
             self.ages.pop(worker, None)
 
     def vacate(self, worker: Worker, now: float) -> None:
@@ -270,7 +267,7 @@ class Crew:
 
         A seat's time without anything to do goes on then; or it might never be long where workers do not get old.
         """
-        ready = successor if successor is not None and successor.phase is WorkerPhase.IDLE else None
+        ready = successor if successor is not None and successor.phase is IDLE else None
         if worker not in self.idle:
             if ready is not None:
                 self.rest(ready, now)
