@@ -9,7 +9,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from aiopool.calls import CANCELLED, Call, CallKind, Outcome, Reply
-from aiopool.decisions import AHEAD, OVERDUE
+from aiopool.decisions import AHEAD, OVERDUE, QUICK
 from aiopool.dispatch import Dispatcher
 from aiopool.exceptions import CallTimeout
 from aiopool.phases import PoolPhase
@@ -288,9 +288,9 @@ class Facts:
         fits = 0 < len(process.held) < process.width == self.width_for(ticket) and process.takes(ticket)
         return fits and not process.recalling and not process.stopping and not self.relieved(process)
 
-    def has_its_share(self, process: Process, waiting: int) -> bool:
-        """Whether it has as many ahead as it may where so many wait."""
-        most = self.depth if waiting >= self.reserve * self.seats else 1
+    def has_its_share(self, process: Process, ticket: Ticket, waiting: int) -> bool:
+        """Whether it has as many ahead as it may where so many wait, this one first."""
+        most = self.depth if waiting >= self.reserve * self.seats else int(ticket.cost > QUICK)
         return len(process.held) - process.width >= most
 
     def place_elsewhere(self, process: Process) -> bool:

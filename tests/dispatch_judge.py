@@ -87,7 +87,7 @@ class Judge(Facts):
             process.load, process.since, process.width = 0.0, self.now, self.width_for(ticket)
         if len(process.held) >= process.width:
             assert len(process.held) < self.depth
-            assert not self.has_its_share(process, len(self.queue) + 1), "it is to have no more ahead"
+            assert not self.has_its_share(process, ticket, len(self.queue) + 1), "it is to have no more ahead"
             assert not any(self.has_place(server, ticket) for server in self.servers()), "another worker has a place"
             assert not self.short_of_workers(), "another worker could be made"
             self.behind += 1
@@ -312,7 +312,7 @@ class Judge(Facts):
                 assert not self.has_place(process, first), "a call waits although there is a place for it"
                 full = len(process.held) >= self.depth or not process.takes(first) or not process.soon_done(first)
                 full = full or process.width != self.width_for(first)
-                full = full or self.has_its_share(process, len(self.queue))
+                full = full or self.has_its_share(process, first, len(self.queue))
                 others = self.asleep or self.woken_late or self.short_of_workers() or self.awaits_somebody()
                 assert full or others or process.stopping or self.relieved(process), "not sent ahead"
             left = [process for process in self.servers() if process.load == math.inf and len(process.held) > 1]

@@ -935,14 +935,18 @@ def test_what_is_sent_ahead_is_soon_done() -> None:
     assert pool.replied(1, [(calls[0].id, ANSWER)], 0)[1:] == [Send(1, calls[2]), Send(1, calls[3])]
 
 
-def test_only_where_many_calls_wait_more_than_one_is_sent_ahead() -> None:
-    """What is ahead may be answered all at once, and keep the loop from all else."""
+@pytest.mark.parametrize(
+    ("seconds", "at_first"),
+    [(1.1 * decisions.QUICK, [0, 0, 1, 2, 2, 2, 2]), (decisions.QUICK, [0, 0, 0, 0, 0])],
+)
+def test_only_where_many_calls_wait_more_than_one_is_sent_ahead(seconds: float, at_first: list[int]) -> None:
+    """Or one that is quick. What is ahead may be answered all at once, and keep the loop from all else."""
     pool = running_pool(2, depth=9, reserve=2)
     ahead = []
     for _ in range(16):
-        submitted(pool, 1)
+        pool.submit(new_call(seconds=seconds), 0)
         ahead.append(sum(len(worker.calls) - 1 for worker in pool.workers.values() if worker.calls))
-    assert ahead == [0, 0, 1, 2, 2, 2, 2, *range(3, 12)]
+    assert ahead == [*at_first, *range(at_first[-1] + 1, 12)]
     assert pool.waiting == 3
 
 

@@ -31,7 +31,8 @@ FEW = 4
 """Calls that a worker should have ahead, so that it can be left alone for a while."""
 
 QUICK = 0.00005
-"""Seconds that a call takes, for which this process has to do about as much as its worker."""
+"""Seconds that a call takes, for which this process has to do about as much as its worker: to have that wait for the next
+one costs little then."""
 
 OVERDUE = 0.005
 """Seconds after which a call that was predicted to be short is taken for a long one."""
@@ -100,8 +101,10 @@ class Decisions(Ends):
 
     def _next_with_room(self, turns: deque[Worker], call: Call, *, few: bool) -> Worker | None:
         """Return whose turn it is to be sent this call, now behind the others; drop those with no room at all."""
-        width = self._width_for(call)
-        soon = AHEAD * width - call.pace.seconds * call.weight  # this call will soon be done behind what takes so long
+        width, seconds = self._width_for(call), call.pace.seconds * call.weight
+        if few and seconds <= QUICK:
+            return None
+        soon = AHEAD * width - seconds  # this call will soon be done behind what takes so long
         for _ in range(len(turns)):
             worker = turns.popleft()
             most = min(self._depth, worker.width + 1) if few else self._depth
@@ -113,7 +116,7 @@ class Decisions(Ends):
 
     @property
     def _many(self) -> int:
-        """How many calls have to wait before more than one is sent ahead to a worker."""
+        """How many calls have to wait before more than one, or a quick one, is sent ahead to a worker."""
         return self._reserve * len(self._crew.seats)
 
     @property

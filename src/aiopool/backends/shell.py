@@ -28,7 +28,7 @@ DEPTH = 128
 """How many calls a worker may have in its channel: as many small messages as a socket's buffer surely takes."""
 
 RESERVE = 8
-"""Where fewer calls wait for each seat, no more than one is sent ahead to a worker.
+"""Where fewer calls wait for each seat, no more than one is sent ahead to a worker, and none that is quick.
 
 What is ahead may be answered all at once, and the loop, which then deals with all of it in one turn, has other things
 to do. That matters most where few call: then nobody has flooded the pool.
