@@ -6,7 +6,7 @@ from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Mappin
 from functools import partial
 from typing import Any, ParamSpec, TypeVar, overload
 
-from .arguments import Default, check_callable, iterate, keywords_of, name_of, size
+from .arguments import Default, iterate, keywords_of, name_of, size
 from .calls import YIELDING, CallKind, Limits, MaybeCoroutine
 from .chunks import AWAITED
 from .engine import Engine
@@ -316,10 +316,9 @@ class Caller(Mapper):
     ) -> tuple[Function, tuple[Any, ...], dict[str, Any]]:
         """Return what a call is made of; its function is to be one that yields values, or one that has one value."""
         self._engine.guard.check_usable()
-        check_callable("func", func)
+        function = self._engine.packer.find(func)
         keywords = {} if kwds is None else keywords_of(kwds)
         positional = args if type(args) is tuple else tuple(iterate("args", args))
-        function = self._engine.packer.find(func)
         if (function.kind in YIELDING) is yields:
             return function, positional, keywords
         if yields:

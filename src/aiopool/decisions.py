@@ -31,8 +31,8 @@ FEW = 4
 """Calls that a worker should have ahead, so that it can be left alone for a while."""
 
 QUICK = 0.00005
-"""Seconds that a call takes, for which this process has to do about as much as its worker: to have that wait for the next
-one costs little then."""
+"""Seconds that a call takes, for which this process has to do about as much as its worker, so that it loses little if
+that has to wait for the next one."""
 
 OVERDUE = 0.005
 """Seconds after which a call that was predicted to be short is taken for a long one."""
@@ -155,7 +155,8 @@ class Decisions(Ends):
             self._expect(call, now)
         else:
             call.phase = SENT
-        call.loading = call.shares and not isinstance(call.payload, bytes)
+        if call.shares:
+            call.loading = not isinstance(call.payload, bytes)
         call.cost = cost = call.pace.seconds * call.weight
         worker.load += cost
         calls.append(call)

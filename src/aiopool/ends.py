@@ -33,7 +33,7 @@ class Ends:
         start_timeout: seconds that a worker has to become ready.
         concurrency: how many coroutines a worker may run at once.
         depth: how many calls a worker may have in its channel, those that run included; or as many as may run.
-        reserve: how many calls are to wait for each seat before more than one, or a quick one, is sent ahead to a worker.
+        reserve: how many calls are to wait for each seat before a worker is sent more than one ahead, or a quick one.
         idling: which workers go that have nothing to do.
         jitter: returns a number from 0 to 1; spreads the delays between starts after failures.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from .admission import Admission
 from .backends.base import Backend
@@ -16,7 +16,8 @@ from .streaming import Stream
 __all__ = ["Engine"]
 
 
-class Engine(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Engine:
     """What a pool makes its calls with; all its callers have the same."""
 
     backend: Backend

@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from types import BuiltinFunctionType, FunctionType, MethodType
-from typing import Any, NamedTuple
+from typing import Any
 
 from . import failures, parcels, wire
 from .arena import Arena
-from .arguments import name_of
+from .arguments import check_callable, name_of
 from .calls import Call, CallKind, Limits, Outcome, Pace, ids
 from .carrying import Around, Carrier, await_with, call_with, iterate_async_with, iterate_with
 from .exceptions import NotPicklable
@@ -35,7 +36,8 @@ CALLED_WITH: dict[CallKind, Callable[..., Any]] = {
 """What calls a function with something around it."""
 
 
-class Function(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Function:
     """What there is to know of a function that is called."""
 
     func: Callable[..., object]
@@ -78,10 +80,11 @@ class Packer:
         self._paces: dict[object, Pace] = {}
 
     def find(self, func: Callable[..., object]) -> Function:
-        """Return what there is to know of a function, or raise `NotPicklable`."""
+        """Return what there is to know of a function, or raise `NotPicklable`, or TypeError for what is none."""
         by_name = type(func) in (FunctionType, BuiltinFunctionType)
         if by_name and (known := self._known.get(func)):
             return known
+        check_callable("func", func)
         name = name_of(func)
         try:
             pickled, _, shares = self._dumps(func, math.inf)
@@ -95,7 +98,7 @@ class Packer:
 
     def find_runner(self, over_chunk: Callable[..., object], func: Callable[..., object]) -> Function:
         """Return what there is to know of a function that calls a user's function with each item of a chunk."""
-        return self.find(over_chunk)._replace(name=name_of(func), pace=self.pace_of(func))
+        return replace(self.find(over_chunk), name=name_of(func), pace=self.pace_of(func))
 
     def pace_of(self, func: Callable[..., object]) -> Pace:
         """Return the pace of a function; partials, methods and instances have that of what they run."""

@@ -16,6 +16,9 @@ __all__ = ["Latencies", "PoolStats", "Tally", "WorkerStats", "end_of"]
 BUCKETS = 32
 """How many ranges of time are told apart: the last but one ends at 2**30 microseconds, which is some 18 minutes."""
 
+MOST_BITS = 128
+"""Of a number of microseconds: a worker tells in 64 bits of nanoseconds how long a call took."""
+
 MICRO = 1_000_000
 
 
@@ -119,21 +122,21 @@ def end_of(outcome: Outcome) -> str:
 class Histogram:
     """Counts how long something took."""
 
-    __slots__ = ("counts", "seconds")
+    __slots__ = ("_counts", "_seconds")
 
     def __init__(self) -> None:
-        self.counts: list[int] = [0] * BUCKETS
-        self.seconds: float = 0.0
+        self._counts: list[int] = [0] * MOST_BITS
+        self._seconds: float = 0.0
 
     def add(self, seconds: float) -> None:
         """It took so long once more."""
-        self.seconds += seconds
-        bucket = int(seconds * MICRO).bit_length()
-        self.counts[bucket if bucket < BUCKETS else -1] += 1
+        self._seconds += seconds
+        self._counts[int(seconds * MICRO).bit_length()] += 1
 
     def snapshot(self) -> Latencies:
         """Return what has been counted."""
-        return Latencies(tuple(self.counts), self.seconds)
+        *counts, last = self._counts[:BUCKETS]
+        return Latencies((*counts, last + sum(self._counts[BUCKETS:])), self._seconds)
 
 
 class Tally:
@@ -148,8 +151,10 @@ class Tally:
     def ended(self, call: Call, outcome: Outcome, now: float) -> None:
         """A call has ended."""
         if isinstance(outcome, Reply):
-            self._run_time.add(outcome.seconds)
-            self._queue_time.add(max(0.0, now - call.submitted - outcome.seconds))
+            ran = outcome.seconds
+            waited = now - call.submitted - ran
+            self._run_time.add(ran)
+            self._queue_time.add(waited if waited > 0 else 0.0)
             self._retried += call.tries
             if outcome.failed:
                 self._failed += 1

@@ -160,11 +160,11 @@ class Shell(abc.ABC):
 
     def _perform_one(self, command: Command) -> None:
         if isinstance(command, Finish):  # not as a case: each call has these two, and a case takes its time
-            now = self.loop.time()
-            self._tally.ended(command.call, command.outcome, now)
+            call, outcome, now = command.call, command.outcome, self.loop.time()
+            self._tally.ended(call, outcome, now)
             if self._tell is not None:
-                self._tell(ended(command.call, command.outcome, now))
-            command.call.finish(command.outcome)
+                self._tell(ended(call, outcome, now))
+            call.finish(outcome)
         elif isinstance(command, Send):
             call = command.call
             process = self._processes[command.worker]

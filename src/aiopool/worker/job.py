@@ -7,7 +7,7 @@ import types
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from time import perf_counter_ns
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from .. import carrying, failures, wire
 from ..arena import Arena
@@ -36,7 +36,7 @@ _known: dict[bytes, Callable[..., Any]] = {}
 """Functions by their pickles."""
 
 
-class Answer(NamedTuple):
+class Answer:
     """How a call has ended.
 
     Attributes:
@@ -45,9 +45,12 @@ class Answer(NamedTuple):
         nanoseconds: how long it took.
     """
 
-    kind: wire.Kind
-    payload: Payload
-    nanoseconds: int
+    __slots__ = ("kind", "nanoseconds", "payload")
+
+    def __init__(self, kind: int, payload: Payload, nanoseconds: int) -> None:
+        self.kind: int = kind
+        self.payload: Payload = payload
+        self.nanoseconds: int = nanoseconds
 
 
 def run(frame: wire.Frame, control: Calls, pickling: Pickling, arena: Arena | None = None) -> Answer:
