@@ -222,6 +222,81 @@ async def test_when_it_is_asked_to_it_reads_all_that_has_come(
     channel.close()
 
 
+def send_all(sock: socket.socket, *messages: tuple[wire.Kind, int]) -> None:
+    """Send messages of these kinds, about these calls."""
+    for kind, call in messages:
+        for packet in wire.encode(kind, call):
+            wire.send(sock, packet)
+
+
+RESULT, FAILED, PROGRESS, UNLOGGED = wire.Kind.RESULT, wire.Kind.FAILED, wire.Kind.PROGRESS, wire.Kind.UNLOGGED
+
+
+@pytest.mark.parametrize("other", [PROGRESS, UNLOGGED])
+async def test_answers_can_be_had_without_the_loop_up_to_what_is_none(
+    ends: tuple[socket.socket, socket.socket], heard: Heard, other: wire.Kind
+) -> None:
+    """The rest is reported in its order, though nothing more comes."""
+    channel = Channel(asyncio.get_running_loop(), ends[0], heard.frames.extend, heard.on_garbled)
+    assert channel.answers() == []
+    send_all(ends[1], (RESULT, 1), (FAILED, 2), (other, 3), (RESULT, 3), (RESULT, 4))
+    assert [frame.call for frame in channel.answers()] == [1, 2]
+    assert channel.answers() == []
+    assert not heard.frames
+    await turns()
+    assert [(frame.kind, frame.call) for frame in heard.frames] == [(other, 3), (RESULT, 3), (RESULT, 4)]
+    channel.close()
+
+
+async def test_answers_that_come_behind_what_is_being_reported_stay_behind_it(
+    ends: tuple[socket.socket, socket.socket], heard: Heard
+) -> None:
+    """Whoever is told of it may ask."""
+    asked: list[wire.Frame] = []
+
+    def on_frames(frames: list[wire.Frame]) -> None:
+        if not heard.frames:
+            send_all(ends[1], (RESULT, 2))
+            asked.extend(channel.answers())
+        heard.frames += frames
+
+    channel = Channel(asyncio.get_running_loop(), ends[0], on_frames, heard.on_garbled)
+    send_all(ends[1], (RESULT, 1))
+    await turns()
+    assert (asked, [frame.call for frame in heard.frames]) == ([], [1, 2])
+    channel.close()
+
+
+@pytest.mark.parametrize("behind", [(), ((RESULT, 2),)])
+async def test_what_is_no_message_is_left_to_the_loop_to_report(
+    ends: tuple[socket.socket, socket.socket], heard: Heard, behind: tuple[tuple[wire.Kind, int], ...]
+) -> None:
+    """Answers before it count, and nothing behind it."""
+    channel = Channel(asyncio.get_running_loop(), ends[0], heard.frames.extend, heard.on_garbled)
+    send_all(ends[1], (RESULT, 1))
+    ends[1].send(b"?")
+    send_all(ends[1], *behind)
+    assert [frame.call for frame in channel.answers()] == [1]
+    assert channel.answers() == []
+    assert heard.garbled == 0
+    await turns()
+    assert (heard.frames, heard.garbled) == ([], 1)
+    channel.close()
+
+
+async def test_what_is_left_to_the_loop_is_reported_by_no_channel_that_is_closed(
+    ends: tuple[socket.socket, socket.socket], heard: Heard
+) -> None:
+    """As with all that comes then."""
+    channel = Channel(asyncio.get_running_loop(), ends[0], heard.frames.extend, heard.on_garbled)
+    send_all(ends[1], (RESULT, 1), (PROGRESS, 2))
+    ends[1].send(b"?")
+    assert len(channel.answers()) == 1
+    channel.close()
+    await turns()
+    assert (heard.frames, heard.garbled) == ([], 0)
+
+
 async def test_of_what_is_no_message_it_reports_once(ends: tuple[socket.socket, socket.socket], heard: Heard) -> None:
     """However it is asked to read on."""
     channel = Channel(asyncio.get_running_loop(), ends[0], heard.frames.extend, heard.on_garbled)
