@@ -81,6 +81,8 @@ def _calls() -> Iterable[Line]:
                limit=limits.bare_busy(3000, work.BUSY), limit_title="bare futures, pickles and sockets")  # fmt: skip
     yield Line("round_trip", "one trivial call at a time, median", "ms", False, work.round_trip, QUICK,
                limit=limits.ping_pong, limit_title="bare socket ping-pong")  # fmt: skip
+    yield Line("round_trip_bare", "the same, beside bare calls", "ms", False, work.round_trip,
+               limit=work.bare_round_trip, limit_title="bare futures, pickles and sockets")  # fmt: skip
     yield Line("map", "map of 200,000 trivial items", "items/s", True, work.map_, (Target(BEST, 1.2),),
                needs=frozenset({"map"}),
                limit=limits.bare_map(200_000), limit_title="bare pickles and sockets")  # fmt: skip

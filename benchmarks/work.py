@@ -10,7 +10,7 @@ import os
 import statistics
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
 from . import jobs, processes
@@ -19,9 +19,10 @@ from .limits import ARRAY_BYTES, bare_workers
 from .peers import NotThere, Peer
 
 __all__ = [
-    "Work", "bare_cpu", "bare_lag", "burst", "busy_burst", "cancel", "coroutine_round_trip", "coroutines",
-    "dask_client", "dask_map", "idle", "imap", "loop_lag", "map_", "payload_in", "payload_out", "plain_call", "queue",
-    "recycle", "round_trip", "share", "share_copies", "start", "start_and_exit", "stream", "worker_memory",
+    "Work", "bare_cpu", "bare_lag", "bare_round_trip", "burst", "busy_burst", "cancel", "coroutine_round_trip",
+    "coroutines", "dask_client", "dask_map", "idle", "imap", "loop_lag", "map_", "payload_in", "payload_out",
+    "plain_call", "queue", "recycle", "round_trip", "share", "share_copies", "start", "start_and_exit", "stream",
+    "worker_memory",
 ]  # fmt: skip
 
 
@@ -105,10 +106,10 @@ async def busy_burst(cell: Cell) -> float:
     return count * BUSY / seconds
 
 
-async def _round_trip(pool: Peer, count: int, call: Callable[[], Awaitable[Any]] | None = None) -> float:
+async def _round_trip(count: int, call: Callable[[], Awaitable[Any]]) -> float:
     times, until = [], time.perf_counter() + PATIENCE
     for _ in range(count):
-        times.append(await clocked(call or (lambda: pool.call(jobs.trivial, 1))))
+        times.append(await clocked(call))
         if time.perf_counter() > until:
             break
     return 1000 * statistics.median(times)
@@ -118,7 +119,26 @@ async def round_trip(cell: Cell) -> float:
     """Return the milliseconds of one call at a time, at the median."""
     async with cell.pool() as pool:
         await warm_up(pool)
-        return await _round_trip(pool, cell.count(2000, 10))
+        return await _round_trip(cell.count(2000, 10), lambda: pool.call(jobs.trivial, 1))
+
+
+async def bare_round_trip(cell: Cell) -> float:
+    """Return the same of a call to a bare worker."""
+    with _bare_caller(1) as call:
+        return await _round_trip(cell.count(2000, 10), call)
+
+
+@contextlib.contextmanager
+def _bare_caller(ahead: int) -> Iterator[Callable[[], Awaitable[Any]]]:
+    """Give what calls a bare worker, each of which has so many calls at most."""
+    with bare_workers(ahead) as bare:
+
+        def call() -> Awaitable[Any]:
+            future = bare.call(jobs.trivial, 1)
+            bare.feed()
+            return future
+
+        yield call
 
 
 async def map_(cell: Cell) -> float:
@@ -224,7 +244,7 @@ async def coroutine_round_trip(cell: Cell) -> float:
     async with cell.pool() as pool:
         await warm_up(pool)
         await pool.await_(jobs.trivial_coroutine, 1)
-        return await _round_trip(pool, cell.count(2000, 10), lambda: pool.await_(jobs.trivial_coroutine, 1))
+        return await _round_trip(cell.count(2000, 10), lambda: pool.await_(jobs.trivial_coroutine, 1))
 
 
 async def stream(cell: Cell) -> float:
@@ -391,13 +411,7 @@ async def _lag_beside(call: Callable[[], Awaitable[Any]], seconds: float) -> flo
 
 async def bare_lag(cell: Cell) -> float:
     """Return the loop's lag while coroutines call bare workers."""
-    with bare_workers(CALLERS) as bare:
-
-        def call() -> Awaitable[Any]:
-            future = bare.call(jobs.trivial, 1)
-            bare.feed()
-            return future
-
+    with _bare_caller(CALLERS) as call:
         await asyncio.gather(*(call() for _ in range(CALLERS)))
         return await _lag_beside(call, PATIENCE * cell.size)
 
