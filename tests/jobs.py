@@ -15,13 +15,11 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from typing import Any, NoReturn
 
 from aiopool import current_worker, report
-from aiopool.decisions import QUICK
 from aiopool.worker.control import INTERRUPT
 
 initialized: list[Any] = []
@@ -218,14 +216,6 @@ def tell_and_wait_deep(depth: int, path: str, gate: str) -> None:
         tell_and_wait_deep(depth - 1, path, gate)
     else:
         tell_and_wait(path, gate)
-
-
-def compute_and_tell(path: str) -> None:
-    """Take longer than a quick call does."""
-    until = time.thread_time() + 4 * QUICK
-    while time.thread_time() < until:
-        pass
-    tell(path, "done")
 
 
 def tell_and_return(path: str, value: Any) -> Any:

@@ -9,7 +9,6 @@ import os
 import traceback
 from collections.abc import AsyncIterator, Iterator
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -375,21 +374,6 @@ async def test_pool_and_results_tell_their_state_in_one_line(latch: Latch, gate:
         failed.exception()
         assert repr(failed) == "<AsyncResult of fail_at: failed with ValueError>"
     assert repr(pool) == "<AioPool closed: 0 workers, 0 busy, 0 calls waiting>"
-
-
-async def test_workers_go_on_while_somebody_calls_all_the_time(tmp_path: Path) -> None:
-    """Also with calls of a function that nobody has seen before; only what they return has to wait for the loop."""
-    with Latch(tmp_path / "latch") as latch:
-        async with AioPool(2) as pool:
-            results = list[AsyncResult[None]]()
-            done = 0
-            while done < 100:
-                results.append(pool.submit(jobs.compute_and_tell, latch.path))
-                done += len(latch.told_already())
-                if len(results) > 100_000:
-                    raise AssertionError("workers do not go on")
-            assert not any(result.done() for result in results)
-            await asyncio.gather(*results)
 
 
 async def test_preloaded_modules_are_there_before_the_first_call(start_method: str) -> None:
