@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from aiopool import PoolNotRunning, PoolTerminated, wire
-from aiopool.backends import local
 from aiopool.backends.handles import Observer, Setup
 from aiopool.backends.inline import InlineWorker
 from aiopool.backends.local import LocalBackend
@@ -18,8 +16,8 @@ from aiopool.backends.shell import RESERVE
 from aiopool.calls import Call, Outcome, Pace, Reply
 from aiopool.decisions import QUICK
 from aiopool.hooks import Hooks
-from aiopool.phases import PoolPhase, WorkerPhase
-from aiopool.recycling import Allowance, IdlePolicy, RecyclePolicy
+from aiopool.phases import PoolPhase
+from aiopool.recycling import IdlePolicy, RecyclePolicy
 from test_inline import SETUP
 
 pytestmark = pytest.mark.both_loops
@@ -275,94 +273,4 @@ async def test_a_lull_ends_whatever_is_raised_at_the_end_of_a_call() -> None:
         worker.listen()
     assert list(map(type, troubles)) == [LookupError] * 2
     assert len(outcomes) == 100
-    await ended(backend)
-
-
-class Diligent(Answering):
-    """Can be asked for its answers."""
-
-    def answers(self) -> list[wire.Frame]:
-        """Answer all."""
-        self.listened_to += 1
-        calls, self.unanswered = self.unanswered, []
-        return [wire.Frame(wire.Kind.RESULT, int(2e9 * QUICK), call, b"") for call in calls]
-
-
-async def with_diligent_worker(monkeypatch: pytest.MonkeyPatch) -> tuple[LocalBackend, Diligent]:
-    """Return a backend that asks its worker whenever it may, and that worker."""
-    monkeypatch.setattr(local, "LULL", -math.inf)
-    workers = Workers()
-    workers.kind = Diligent
-    backend = backend_with(workers)
-    await backend.start()
-    [worker] = backend._processes.values()
-    assert isinstance(worker, Diligent)
-    return backend, worker
-
-
-async def test_workers_go_on_while_somebody_calls_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who waits for what they have answered is told in the loop, as ever."""
-    backend, worker = await with_diligent_worker(monkeypatch)
-    outcomes: list[Outcome] = []
-    for _ in range(200):
-        backend.submit(short_call(outcomes.append))
-    assert worker.listened_to > 5
-    assert backend.waiting < RESERVE
-    assert outcomes == []
-    await asyncio.sleep(0)
-    assert len(outcomes) > 100
-    await ended(backend)
-    assert len(outcomes) == 200
-
-
-async def test_a_worker_that_has_served_enough_meanwhile_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All that follows from its answers is done at once, but for what users see."""
-    backend, worker = await with_diligent_worker(monkeypatch)
-    dismissed: list[str] = []
-    worker.dismiss = lambda: dismissed.append("dismissed")  # type: ignore[method-assign]
-    backend._dispatcher.workers[worker.number].allowance = Allowance(1)
-    for _ in range(20):
-        backend.submit(short_call())
-    assert backend._dispatcher.workers[worker.number].phase is WorkerPhase.LEAVING
-    assert dismissed
-    await ended(backend)
-
-
-async def test_an_abandoned_pool_hands_out_what_was_left_to_its_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once."""
-    backend, _ = await with_diligent_worker(monkeypatch)
-    outcomes: list[Outcome] = []
-    for _ in range(100):
-        backend.submit(short_call(outcomes.append))
-    backend.abandon()
-    assert len(outcomes) == 100
-    assert [outcome for outcome in outcomes if isinstance(outcome, Reply)]
-    await asyncio.sleep(0)
-    assert len(outcomes) == 100
-
-
-async def test_of_quick_calls_answers_are_left_to_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has so much to do for each that workers cannot help it."""
-    backend, worker = await with_diligent_worker(monkeypatch)
-    pace = Pace()
-    pace.learn(QUICK)
-    for _ in range(100):
-        backend.submit(Call("f", b"", lambda _outcome: None, pace=pace))
-    assert worker.listened_to == 0
-    await ended(backend)
-
-
-async def test_who_calls_while_a_call_is_finished_gets_no_other_finished(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is done about that one comes first."""
-    backend, worker = await with_diligent_worker(monkeypatch)
-    listened_to: list[int] = []
-
-    def finish(_outcome: Outcome) -> None:
-        for _ in range(100):
-            backend.submit(short_call())
-        listened_to.append(worker.listened_to)
-
-    backend.submit(short_call(finish))
-    worker.listen()
-    assert listened_to == [1]
     await ended(backend)

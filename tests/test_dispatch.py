@@ -970,19 +970,6 @@ def test_it_is_at_ease_when_workers_have_enough_to_do(seconds: float, at_ease: b
     assert pool.waiting >= 4
 
 
-@pytest.mark.parametrize(
-    ("seconds", "hungry"), [(decisions.QUICK, False), (2 * decisions.QUICK, True), (8.0, True), (math.inf, True)]
-)
-def test_it_is_hungry_when_many_calls_wait_that_are_not_quick(seconds: float, hungry: bool) -> None:  # noqa: FBT001
-    """Whether they have been seen or not."""
-    assert not running_pool(reserve=0).hungry
-    pool = running_pool(2, depth=2, reserve=2)
-    for _ in range(9):
-        pool.submit(new_call(seconds=seconds), 0)
-        assert pool.hungry == (hungry and pool.waiting >= 4)
-    assert pool.waiting >= 4
-
-
 SHORT = 2 * decisions.QUICK
 
 

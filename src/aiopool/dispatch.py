@@ -73,15 +73,6 @@ class Dispatcher(Decisions):
         return bool(loads) and AHEAD / 2 <= min(loads) <= max(loads) <= AHEAD
 
     @property
-    def hungry(self) -> bool:
-        """Whether many calls wait that are not quick, so that workers can only go on if their answers are heard."""
-        waiting = self._backlog.waiting
-        if not waiting or waiting < self._many:
-            return False
-        call = self._backlog.first()
-        return call.pace.seconds * call.weight > QUICK
-
-    @property
     def workers(self) -> dict[int, Worker]:
         """All workers that are not gone, by their ids."""
         return self._crew.workers

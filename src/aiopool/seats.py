@@ -246,8 +246,7 @@ class Crew:
         worker.phase = phase
         if phase is RETIRING:
             self.settled = False
-        if self.deadlines:
-            self.deadlines.pop(worker, None)
+        self.deadlines.pop(worker, None)
         if self.ages and phase in (WorkerPhase.LEAVING, KILLED, WorkerPhase.GONE):
             self.ages.pop(worker, None)
 

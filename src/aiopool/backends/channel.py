@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from .. import wire
-from .reports import ANSWERS
 
 __all__ = ["Channel"]
 
@@ -23,6 +22,9 @@ MOST_FRAMES = 256
 CROWDED = 0.01
 """Seconds until a descriptor is sent again that could not be, since this user has too many on their way. No event tells
 when there are fewer."""
+
+ANSWER = int(wire.Kind.RESULT)
+"""From here on, kinds of messages are answers; a member of an enumeration takes longer to compare."""
 
 
 class Channel:
@@ -46,13 +48,12 @@ class Channel:
         self._sock = sock
         self._fd = sock.fileno()  # for the loop: uvloop keeps a socket that it is given open beyond its close()
         self._on_frames = on_frames
-        self._on_garbled: Callable[[], None] | None = on_garbled  # until it has been called
+        self._on_garbled = on_garbled
         self._decoder = wire.Decoder(mmap.ACCESS_WRITE, wire.lasting_scratch())
         self._unsent: deque[wire.Packet] = deque()  # packets that the kernel has not taken yet
-        self._unheard: list[wire.Frame] = []  # received, and not reported, or being reported
         self._crowded: asyncio.TimerHandle | None = None  # when to go on
         self._last = 0  # the call that was sent last
-        self._garbled = False  # what has come is no message, or nothing will come any more
+        self._garbled = False
         sock.setblocking(False)
         loop.add_reader(self._fd, self._receive)
 
@@ -76,20 +77,8 @@ class Channel:
 
     def listen(self) -> None:
         """Report all that has arrived."""
-        if self._receive():
+        if not self._garbled and self._receive():
             self._receive()  # not until there is nothing: a worker may send faster than we read
-
-    def answers(self) -> list[wire.Frame]:
-        """Return the answers that have arrived, up to what is none; that and the rest the loop reports when it runs."""
-        if self._unheard:  # what is being reported comes before all that could be received now
-            return []
-        self._read()
-        frames = self._unheard
-        end = next((place for place, frame in enumerate(frames) if frame.kind not in ANSWERS), len(frames))
-        answers, self._unheard = frames[:end], frames[end:]
-        if self._unheard or self._garbled:
-            self._loop.call_soon(self._report)
-        return answers
 
     def pause_reading(self) -> None:
         """Report what arrives only when `listen` is called."""
@@ -107,7 +96,6 @@ class Channel:
 
     def close(self) -> None:
         """Close it. Reports nothing any more."""
-        self._unheard = []
         if self._sock.fileno() != -1:
             if not self._loop.is_closed():
                 self._loop.remove_reader(self._fd)
@@ -142,38 +130,26 @@ class Channel:
 
     def _receive(self) -> bool:
         """Report what there is; return whether there may be more."""
-        more = self._read()
-        self._report()
-        return more
-
-    def _read(self) -> bool:
-        """Receive what there is; return whether there may be more."""
-        if self._garbled:
-            return False
-        decoder, sock, frames = self._decoder, self._sock, self._unheard
+        frames: list[wire.Frame] = []
+        garbled = more = False
+        decoder, sock = self._decoder, self._sock
         try:
             for _ in range(MOST_FRAMES):
                 frame = wire.receive(sock, decoder)
                 if frame is None:
                     continue
                 frames.append(frame)
-                if frame.call == self._last and frame.kind in ANSWERS:
+                if frame.call == self._last and frame.kind >= ANSWER:
                     break  # the last of its calls, most likely; if anything else comes, the loop will tell
+            more = True
         except BlockingIOError:
-            return False  # that was all
+            pass  # that was all
         except (OSError, wire.WireError):
+            garbled = True
+        if frames:
+            self._on_frames(frames)
+        if garbled and sock.fileno() != -1:
             self._garbled = True
-            return False
-        return True
-
-    def _report(self) -> None:
-        """Report what has been received."""
-        if self._unheard:
-            try:
-                self._on_frames(self._unheard)
-            finally:
-                self._unheard = []
-        if self._garbled and self._on_garbled is not None and self._sock.fileno() != -1:
             self._loop.remove_reader(self._fd)
-            on_garbled, self._on_garbled = self._on_garbled, None
-            on_garbled()
+            self._on_garbled()
+        return more

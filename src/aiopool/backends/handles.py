@@ -68,10 +68,6 @@ class Handle(Protocol):
     def listen(self) -> None:
         """Report what it has sent."""
 
-    def answers(self) -> list[wire.Frame]:
-        """Return the answers that have come, which are not reported then."""
-        ...
-
     def pause_reading(self) -> None:
         """Report it only when `listen` is called."""
 

@@ -171,10 +171,6 @@ class InlineWorker:
     def listen(self) -> None:
         """Report nothing: what it does, it reports at once."""
 
-    def answers(self) -> list[wire.Frame]:
-        """Return nothing: it needs the loop to do anything."""
-        return []
-
     def pause_reading(self) -> None:
         """Go on as ever."""
 

@@ -27,8 +27,7 @@ from .survey import stacks_of, stats_of
 __all__ = ["LocalBackend"]
 
 LULL = 0.001
-"""Seconds after which workers that have enough to do are listened to, all at once; or those that would get no more to
-do, since somebody makes calls all the time, and does not let the loop run."""
+"""Seconds after which workers that have enough to do are listened to, all at once."""
 
 LOGS = (wire.Kind.LOG, wire.Kind.UNLOGGED)
 
@@ -40,7 +39,6 @@ class LocalBackend(Shell):
     shortest_chunk: float = 0.0
     streams: bool = True
     _lull: asyncio.TimerHandle | None = None  # its end
-    _fed: float = 0.0  # when was seen to it last that workers get more to do before the loop runs
 
     @property
     def seats(self) -> int:
@@ -93,27 +91,10 @@ class LocalBackend(Shell):
 
     def submit(self, call: Call) -> None:
         """Take a call."""
-        call.submitted = now = self.loop.time()
-        commands = self._dispatcher.submit(call, now)
+        call.submitted = self.loop.time()
+        commands = self._dispatcher.submit(call, call.submitted)
         if commands:
             self._perform(commands)
-        elif now > self._fed + LULL:
-            self._fed = now
-            if self._dispatcher.hungry and not self._performing:
-                self._feed(now)
-
-    def _feed(self, now: float) -> None:
-        """Have workers go on to what waits; the loop hands out what they have answered, since that runs users' code."""
-        self.loop.call_soon(self._hand_out)
-        for worker, process in list(self._processes.items()):
-            if frames := process.answers():
-                commands = self._dispatcher.replied(worker, map(reply_in, frames), now)
-                self._late += [command for command in commands if isinstance(command, Finish)]
-                self._perform([command for command in commands if not isinstance(command, Finish)])
-
-    def _hand_out(self) -> None:
-        late, self._late = self._late, []
-        self._perform(late)
 
     def cancel(self, call: Call) -> None:
         """End a call. One that runs is stopped.
@@ -169,9 +150,7 @@ class LocalBackend(Shell):
         if self.phase in (PoolPhase.NEW, PoolPhase.CLOSED):
             return
         now = self.loop.time()
-        # This may be in the midst of carrying them out.
-        commands = [*self._late, *self._commands, *self._dispatcher.terminate(now)]
-        self._late.clear()
+        commands = [*self._commands, *self._dispatcher.terminate(now)]  # this may be in the midst of carrying them out
         self._commands.clear()
         pids = {worker: process.pid for worker, process in self._processes.items()}
         abandon_all(self._processes)

@@ -153,10 +153,6 @@ class WorkerProcess:
         if self._channel is not None:
             self._channel.listen()
 
-    def answers(self) -> list[wire.Frame]:
-        """Return what it has answered, as far as nothing comes before that which is for the loop to report."""
-        return [] if self._channel is None else self._channel.answers()
-
     def pause_reading(self) -> None:
         """Report it only when `listen` is called, or when the process has ended."""
         if self._channel is not None:

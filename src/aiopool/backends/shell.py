@@ -97,7 +97,6 @@ class Shell(abc.ABC):
         self._unstarted: deque[int] = deque()  # workers that are to get a process
         self._tally = Tally()
         self._commands: deque[Command] = deque()
-        self._late: list[Command] = []  # ends of calls that are known, and are to be handed out when the loop runs
         self._performing = False
         self._notice: Callable[[], None] | None = None
         self._timer: asyncio.Handle | None = None
