@@ -14,6 +14,7 @@ import uvloop
 import async_jobs
 import jobs
 from aiopool import AioPool, CallAborted, CallTimeout, InitializerError, WorkerDied
+from aiopool.decisions import QUICK
 from conftest import is_gone
 from latch import Latch
 from test_hooks import Diary
@@ -139,7 +140,7 @@ async def test_by_default_one_runs_at_a_time(latch: Latch, gate: Latch) -> None:
 async def test_what_is_sent_ahead_begins_when_there_is_a_place(latch: Latch, gate: Latch) -> None:
     """Not before: until then it could be taken back."""
     async with AioPool(1, concurrency=2) as pool:
-        pool._engine.packer.pace_of(async_jobs.tell_and_wait).seconds = 0.0
+        pool._engine.packer.pace_of(async_jobs.tell_and_wait).seconds = 2 * QUICK
         results = [pool.submit(async_jobs.tell_and_wait, latch.path, gate.path, n) for n in range(3)]
         assert (pool.stats().running, pool.stats().queued) == (3, 0)
         assert await told(latch, 2) == ["0", "1"]

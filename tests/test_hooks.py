@@ -17,6 +17,7 @@ import pytest
 import jobs
 from aiopool import (
     AioPool,
+    AsyncResult,
     CallEnded,
     CallQueued,
     CallStarted,
@@ -276,6 +277,30 @@ async def test_a_hook_may_abandon_the_pool(kind: type[Event], caplog: pytest.Log
     await pool.join()
     assert pool.stats().workers == ()
     assert not caplog.records
+
+
+class Caller:
+    """Makes a call when a worker has left."""
+
+    def __init__(self) -> None:
+        self.pool: AioPool | None = None
+        self.called: asyncio.Future[AsyncResult[int]] = asyncio.get_running_loop().create_future()
+
+    def on_event(self, event: Event) -> None:
+        """Call once."""
+        if isinstance(event, WorkerLeft) and self.pool is not None and not self.called.done():
+            self.called.set_result(self.pool.submit(jobs.square, 3))
+
+
+async def test_a_hook_may_call_when_a_worker_has_left() -> None:
+    """Whoever takes its place runs it."""
+    hook = Caller()
+    async with AioPool(1, hooks=[hook]) as pool:
+        hook.pool = pool
+        (worker,) = pool.stats().workers
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGKILL)
+        assert await (await hook.called) == 9
 
 
 def test_what_cannot_be_told_anything_is_no_hook() -> None:

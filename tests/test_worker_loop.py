@@ -42,7 +42,7 @@ async def test_a_coroutine_that_is_cancelled_before_its_first_step_is_answered()
     answers: list[tuple[int, int]] = []
     station = current.Station(0, Nobody(), Undisturbed(), PLAIN)
     tasks = Tasks(asyncio.get_running_loop(), station, lambda call, answer: answers.append((call, answer.kind)), 1)
-    frame = call_of(async_jobs.add, 3)._replace(kind=wire.Kind.COROUTINE)
+    frame = call_of(async_jobs.add, 3, kind=wire.Kind.COROUTINE)
     tasks.begin(frame)
     assert tasks.stop(frame.call)
     while not tasks.has_place:
@@ -55,7 +55,7 @@ async def test_a_coroutine_that_others_cancel_before_its_first_step_was_not_inte
     failures_told: list[bytes | memoryview] = []
     station = current.Station(0, Nobody(), Undisturbed(), PLAIN)
     tasks = Tasks(asyncio.get_running_loop(), station, lambda _, answer: failures_told.append(bytes(answer.payload)), 1)
-    tasks.begin(call_of(async_jobs.add, 3)._replace(kind=wire.Kind.COROUTINE))
+    tasks.begin(call_of(async_jobs.add, 3, kind=wire.Kind.COROUTINE))
     (begun,) = asyncio.all_tasks() - {asyncio.current_task()}
     begun.cancel()
     while not tasks.has_place:
@@ -68,11 +68,11 @@ async def test_an_ordinary_generator_takes_all_places(kind: wire.Kind) -> None:
     """What was sent behind it would be answered before it, which the parent does not expect."""
     station = current.Station(0, Nobody(), Undisturbed(), PLAIN)
     tasks = Tasks(asyncio.get_running_loop(), station, lambda _call, _answer: None, 4)
-    coroutine = call_of(async_jobs.add, 3)._replace(kind=wire.Kind.COROUTINE)
+    coroutine = call_of(async_jobs.add, 3, kind=wire.Kind.COROUTINE)
     tasks.begin(coroutine)
     assert tasks.has_place
     assert tasks.stop(coroutine.call)
-    generator = call_of(async_jobs.count, 3)._replace(kind=kind, call=8)  # which may send no value yet
+    generator = call_of(async_jobs.count, 3, kind=kind, call=8)  # which may send no value yet
     tasks.begin(generator)
     assert not tasks.has_place
     assert tasks.stop(generator.call)
@@ -112,7 +112,7 @@ class Sent:
 
 def coroutine(function: Callable[..., Any], *args: object, kind: int = wire.Kind.COROUTINE) -> wire.Frame:
     """Return the message that asks for a coroutine, or for a stream of many values."""
-    return call_of(function, *args)._replace(kind=kind, number=100)
+    return call_of(function, *args, kind=kind, number=100)
 
 
 async def test_a_coroutine_whose_end_was_asked_for_before_it_came_is_not_begun(interrupting: Interrupting) -> None:

@@ -30,10 +30,12 @@ class Interrupting:
         signal.raise_signal(INTERRUPT)
 
 
-def call_of(function: Callable[..., Any], *args: object) -> wire.Frame:
+def call_of(
+    function: Callable[..., Any], *args: object, kind: int = wire.Kind.CALL, number: int = 0, call: int = 7
+) -> wire.Frame:
     """Return the message that asks for a call."""
     payload = wire.function_part(pickle.dumps(function, protocol=5)) + pickle.dumps((args, {}))
-    return wire.Frame(wire.Kind.CALL, 0, 7, payload)
+    return wire.Frame(kind, number, call, payload)
 
 
 class Late(Exception):

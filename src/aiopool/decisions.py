@@ -91,13 +91,14 @@ class Decisions(Ends):
             return
         occupants = (seat.occupant for seat in self._crew.seats)
         turns = deque(sorted(filter(_may_have_more, occupants), key=lambda worker: worker.load))
-        many = self._many
-        for waiting in range(self._backlog.waiting, 0, -1):
-            call = self._backlog.first()
-            worker = self._roomiest(call) or self._next_with_room(turns, call, few=waiting < many)
+        backlog, many = self._backlog, self._many
+        while backlog.waiting:
+            call = backlog.first()
+            worker = self._roomiest(call) if call.shares else None
+            worker = worker or self._next_with_room(turns, call, few=backlog.waiting < many)
             if worker is None:
                 return
-            self._send(worker, self._backlog.take(), now)
+            self._send(worker, backlog.take(), now)
 
     def _next_with_room(self, turns: deque[Worker], call: Call, *, few: bool) -> Worker | None:
         """Return whose turn it is to be sent this call, now behind the others; drop those with no room at all."""

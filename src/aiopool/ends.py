@@ -122,9 +122,11 @@ class Ends:
     def _end(self, call: Call, outcome: Outcome) -> None:
         call.phase = ENDED
         call.payload = b""
-        self._crew.deadlines.pop(call, None)
         self._owner.pop(call.id, None)
-        self._unseen_before.discard(call.id)
+        if self._crew.deadlines:
+            self._crew.deadlines.pop(call, None)
+        if self._unseen_before:
+            self._unseen_before.discard(call.id)
         self._commands.append(Finish(call, outcome))
 
     def _end_with_worker(

@@ -246,7 +246,8 @@ class Crew:
         worker.phase = phase
         if phase is RETIRING:
             self.settled = False
-        self.deadlines.pop(worker, None)
+        if self.deadlines:
+            self.deadlines.pop(worker, None)
         if self.ages and phase in (WorkerPhase.LEAVING, KILLED, WorkerPhase.GONE):
             self.ages.pop(worker, None)
 

@@ -282,11 +282,11 @@ class LocalBackend(Shell):
         why = _ENDS.get(leaver.phase, "lost")
         if why == "lost":
             self._tally.lost()
-        if self._tell is not None:
+        now = self.loop.time()
+        self._plan(self._dispatcher.died(worker, end.pid, end.exitcode, now, unseen=unseen, cause=cause))
+        if self._tell is not None:  # behind that, or a call made by who is told might be for the one that has left
             self._tell(WorkerLeft(leaver.seat.number, end.pid, end.exitcode, why))
-        if worker in self._dispatcher.workers:  # else whoever was told has abandoned the pool
-            now = self.loop.time()
-            self._perform(self._dispatcher.died(worker, end.pid, end.exitcode, now, unseen=unseen, cause=cause))
+        self._perform([])
 
     def _unseen(self, worker: int, unread: int) -> int:
         """Return how many of the calls that were sent to a worker it has not wholly read, and so not begun."""

@@ -137,8 +137,8 @@ class Shell(abc.ABC):
 
     # Commands.
 
-    def _perform(self, commands: list[Command]) -> None:
-        """Carry out commands, also when carrying one out leads to more.
+    def _plan(self, commands: list[Command]) -> None:
+        """Have commands be carried out next, behind those that are to be already.
 
         Workers get what is next before callers get what is done: that may have to be unpickled for long.
         """
@@ -146,6 +146,10 @@ class Shell(abc.ABC):
             sends = [command for command in commands if isinstance(command, Send)]
             commands = sends + [command for command in commands if not isinstance(command, Send)]
         self._commands.extend(commands)
+
+    def _perform(self, commands: list[Command]) -> None:
+        """Carry out commands, also when carrying one out leads to more."""
+        self._plan(commands)
         if self._performing:
             return
         self._performing = True
