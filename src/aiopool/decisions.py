@@ -94,8 +94,7 @@ class Decisions(Ends):
         backlog, many = self._backlog, self._many
         while backlog.waiting:
             call = backlog.first()
-            worker = self._roomiest(call) if call.shares else None
-            worker = worker or self._next_with_room(turns, call, few=backlog.waiting < many)
+            worker = self._roomiest(call) or self._next_with_room(turns, call, few=backlog.waiting < many)
             if worker is None:
                 return
             self._send(worker, backlog.take(), now)
